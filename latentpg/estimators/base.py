@@ -1,0 +1,183 @@
+r"""The contract of an estimator, and the two results it passes on.
+
+An estimator of :math:`\log\pi(a|s)` works in two steps, so that the particles can be stored beside a transition and used
+again after the parameters have moved:
+
+``propose(policy, obs, action, latents)``
+    draws :class:`Particles`, without a gradient; ``latents`` is what was recorded while acting, if anything was;
+``estimate(policy, obs, action, particles)``
+    returns an :class:`Estimate`, whose ``log_prob [B]`` has a value that estimates log pi and an autograd gradient, in theta
+    and phi, that estimates its gradient.
+
+The ratio of new to old policy is the exponential of the difference of two ``log_prob`` on the *same* particles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from latentpg.errors import EstimatorError, OptionError, RecordedLatentError, ShapeError, WeightError
+from latentpg.numerics import weights
+from latentpg.programs import Latents, LatentPolicy, Observations, take_rows
+from latentpg.programs.rows import is_concrete
+
+
+@dataclass(frozen=True)
+class Particles:
+    """K particles a row: each latent ``[K, B, ...]`` in its site's own dtype, and the log-density they were drawn from.
+
+    ``retained`` says that slot 0 holds a draw that was kept, such as the latent recorded while acting.
+
+    >>> Particles({"z": torch.zeros(3, 5)}, torch.zeros(3, 5)).rows(slice(0, 2)).num_rows
+    2
+    """
+
+    latents: Latents
+    log_proposal: Float[Tensor, "K B"]
+    retained: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every latent against ``log_proposal``."""
+        shape = tuple(self.log_proposal.shape)
+        if len(shape) != 2 or shape[0] < 1:
+            raise ShapeError(
+                "Particles()",
+                "`log_proposal`",
+                expected="[K, B] with K >= 1",
+                got=str(list(shape)),
+                likely="event dimension not summed" if len(shape) > 2 else None,
+                fix="one log-density a particle and row: Normal(...).to_event(1)",
+            )
+        for name, value in self.latents.items():
+            if tuple(value.shape[:2]) != shape:
+                raise ShapeError(
+                    "Particles()",
+                    f"latent `{name}`",
+                    expected=f"[K={shape[0]}, B={shape[1]}, ...]",
+                    got=str(list(value.shape)),
+                    fix="particles first, then rows",
+                )
+
+    @property
+    def num_particles(self) -> int:
+        """K."""
+        return self.log_proposal.shape[0]
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return self.log_proposal.shape[1]
+
+    def rows(self, index: slice | Tensor) -> Particles:
+        """Take some rows, as a minibatch does."""
+        latents = {name: take_rows(value, index, dim=1) for name, value in self.latents.items()}
+        return Particles(latents, take_rows(self.log_proposal, index, dim=1), self.retained)
+
+    def slots(self, index: slice | Tensor) -> Particles:
+        """Take some particles; the retained one is gone unless slot 0 is still the first of them."""
+        keeps_first = isinstance(index, slice) and index.start in (None, 0)
+        latents = {name: value[index] for name, value in self.latents.items()}
+        return Particles(latents, self.log_proposal[index], self.retained and keeps_first)
+
+    def to(self, device: torch.device | str) -> Particles:
+        """Move to another device."""
+        latents = {name: value.to(device) for name, value in self.latents.items()}
+        return Particles(latents, self.log_proposal.to(device), self.retained)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """``log_prob [B]``, whose value and gradient stand for those of log pi, and diagnostics ``[B]`` without a gradient.
+
+    ``info`` holds, where they mean something, ``ess`` (effective sample size, in ``[1, K]``), ``recorded_weight`` (the share of
+    the weight on the retained particle) and ``pareto_k`` (from K = 64 on).
+    """
+
+    log_prob: Float[Tensor, " B"]
+    info: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """What every estimator offers; see the module's docstring."""
+
+    def propose(
+        self, policy: LatentPolicy, obs: Observations, action: Tensor, latents: Latents | None = None
+    ) -> Particles:
+        """Draw particles, without a gradient."""
+        ...
+
+    def estimate(self, policy: LatentPolicy, obs: Observations, action: Tensor, particles: Particles) -> Estimate:
+        """Score them, differentiably in theta and phi."""
+        ...
+
+
+def check_num_particles(where: str, num_particles: int, *, minimum: int = 1, why: str | None = None) -> None:
+    """Refuse fewer particles than an estimator can work with."""
+    if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < minimum:
+        kind = OptionError if why is None else EstimatorError
+        raise kind(
+            where,
+            "`num_particles`",
+            expected=f"an integer >= {minimum}",
+            got=repr(num_particles),
+            likely=why,
+            fix=f"num_particles={max(8, minimum)}",
+        )
+
+
+def require_recorded(where: str, latents: Latents | None) -> Latents:
+    """Refuse data that carry no recorded latent where one is needed."""
+    if latents:
+        return latents
+    raise RecordedLatentError(
+        where,
+        "the data carry no recorded latent",
+        expected="latents={site: [B, ...]} as recorded while acting",
+        got=repr(latents),
+        likely="demonstrations, or a rollout that did not store its latents",
+        fix="PosteriorIS or MarkovianIS for demonstrations; keep `act(policy, obs).latents` when acting",
+    )
+
+
+def check_log_weights(where: str, log_weight: Float[Tensor, "K B"]) -> None:
+    """Refuse NaN, +inf, and rows in which every weight is zero; nothing is looked at under ``vmap`` or ``compile``."""
+    if not is_concrete():
+        return
+    top = log_weight.detach().amax(0)
+    if bool(torch.isfinite(top).all()):
+        return
+    bad = (~torch.isfinite(top)).nonzero().flatten()
+    row = int(bad[0])
+    nan, zero = bool(top[row].isnan()), bool(top[row] == -torch.inf)
+    raise WeightError(
+        where,
+        "log-weights are " + ("NaN" if nan else "-inf for every particle" if zero else "+inf"),
+        expected="at least one finite log-weight a row, and none NaN or +inf",
+        got=f"{log_weight[:, row].tolist()[:8]} in row {row} ({len(bad)} such rows of {len(top)})",
+        likely="a NaN in observations, actions or parameters"
+        if nan
+        else "an action that no latent can produce"
+        if zero
+        else "a proposal density of zero at its own draw, or a degenerate decoder",
+        fix="look at `obs`, `action` and the parameters for non-finite values"
+        if nan
+        else "bound the decoder's scale from below, or use a proposal that covers the posterior",
+    )
+
+
+def describe(log_weight: Float[Tensor, "K B"], *, retained: bool) -> dict[str, Tensor]:
+    """Compute the diagnostics of a set of weights, without a gradient."""
+    log_weight = log_weight.detach()
+    info = {"ess": weights.ess(log_weight)}
+    if retained:
+        info["recorded_weight"] = weights.normalized_weights(log_weight)[0]
+    if log_weight.shape[0] >= weights.MIN_PARTICLES_FOR_PARETO:
+        info["pareto_k"] = weights.pareto_k(log_weight)
+    return info

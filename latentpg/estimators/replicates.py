@@ -1,0 +1,107 @@
+r"""Many independent replicates of an estimator's gradient at once, for measuring its bias and variance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from latentpg.errors import OptionError, WeightError
+from latentpg.estimators.base import Estimator
+from latentpg.estimators.guides.base import GuideObjective
+from latentpg.programs import Latents, LatentPolicy, Observations
+
+DEFAULT_CHUNK = 128
+"""Replicates that run at once; memory grows with it, speed hardly beyond it."""
+
+
+class _Holder(nn.Module):
+    """Lets ``functional_call`` swap a policy's parameters while a function of the policy runs."""
+
+    def __init__(self, policy: nn.Module, function: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.policy = policy
+        self.function = function
+
+    def forward(self) -> Tensor:
+        return self.function()
+
+
+def replicate_gradients(
+    policy: LatentPolicy,
+    estimator: Estimator,
+    obs: Observations,
+    action: Tensor,
+    latents: Latents | None = None,
+    *,
+    num_replicates: int,
+    chunk_size: int = DEFAULT_CHUNK,
+) -> tuple[Float[Tensor, "R P"], Float[Tensor, " R"]]:
+    """Draw R gradients of the mean of ``log_prob`` over rows, in theta and phi, and its R values.
+
+    Each replicate proposes afresh. P counts the entries of ``prior_parameters()`` followed by ``decoder_parameters()``. Replicates run
+    ``chunk_size`` at a time under ``torch.func.vmap``, an order of magnitude faster than a loop. Bad weights cannot be seen inside
+    ``vmap``; a non-finite result is a :class:`~latentpg.errors.WeightError` afterwards.
+    """
+
+    def log_prob() -> Tensor:
+        particles = estimator.propose(policy, obs, action, latents)
+        return estimator.estimate(policy, obs, action, particles).log_prob.mean()
+
+    parameters = [*policy.prior_parameters(), *policy.decoder_parameters()]
+    return _replicate(policy, parameters, log_prob, num_replicates, chunk_size)
+
+
+def replicate_guide_gradients(
+    policy: LatentPolicy,
+    objective: GuideObjective,
+    obs: Observations,
+    action: Tensor,
+    latents: Latents | None = None,
+    *,
+    num_replicates: int,
+    chunk_size: int = DEFAULT_CHUNK,
+) -> tuple[Float[Tensor, "R P"], Float[Tensor, " R"]]:
+    """Draw R gradients of the mean loss over rows in psi, and its R values; as :func:`replicate_gradients`."""
+
+    def loss() -> Tensor:
+        return objective.loss(policy, obs, action, latents=latents).mean()
+
+    return _replicate(policy, list(policy.guide_parameters()), loss, num_replicates, chunk_size)
+
+
+def _replicate(
+    policy: LatentPolicy,
+    parameters: list[nn.Parameter],
+    function: Callable[[], Tensor],
+    num_replicates: int,
+    chunk_size: int,
+) -> tuple[Float[Tensor, "R P"], Float[Tensor, " R"]]:
+    if not isinstance(policy, nn.Module):
+        raise OptionError(
+            "replicates", "`policy`", expected="an nn.Module", got=type(policy).__name__, fix="from_pyro(model, guide)"
+        )
+    if num_replicates < 1:
+        raise OptionError("replicates", "`num_replicates`", expected="an integer >= 1", got=repr(num_replicates))
+    holder = _Holder(policy, function)
+    names = {id(parameter): name for name, parameter in holder.named_parameters()}
+    chosen = {names[id(parameter)]: parameter.detach() for parameter in parameters}
+
+    def value(overrides: dict[str, Tensor], replicate: Tensor) -> Tensor:
+        return functional_call(holder, overrides, ())
+
+    transform = vmap(grad_and_value(value), in_dims=(None, 0), randomness="different", chunk_size=chunk_size)
+    gradients, values = transform(chosen, torch.arange(num_replicates))
+    flat = torch.cat([gradients[name].reshape(num_replicates, -1) for name in chosen], 1)
+    if not bool(torch.isfinite(flat).all()) or not bool(torch.isfinite(values).all()):
+        raise WeightError(
+            "replicates",
+            "non-finite gradients or values",
+            expected="finite results in every replicate",
+            got=f"{int((~torch.isfinite(flat)).any(1).sum())} of {num_replicates} replicates with a non-finite gradient",
+            fix="call the estimator once outside: it names the row and the likely cause",
+        )
+    return flat.detach(), values.detach()

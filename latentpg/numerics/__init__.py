@@ -1,0 +1,1 @@
+"""Pure functions on tensors: one formula each, torch only."""

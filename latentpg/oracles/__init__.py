@@ -1,0 +1,1 @@
+"""Exact answers: finite sums and linear solves against which every estimator is held."""

@@ -1,0 +1,122 @@
+"""Action heads: from a network's output to a Pyro distribution over actions in policy coordinates.
+
+``head(parameters [..., P])`` gives a distribution of batch shape ``[...]``; ``head.embed(action)`` gives the floats
+``[..., E]`` by which a guide sees an action.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from gymnasium import spaces
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from latentpg.policies.spaces import unsupported_action_space
+from latentpg.programs.distributions import Categorical, DiagNormal, MultiCategorical
+
+
+class DiscreteHead(nn.Module):
+    """One categorical over n actions; actions are int64 ``[...]`` counted from zero."""
+
+    def __init__(self, num_actions: int) -> None:
+        """Take the number of actions."""
+        super().__init__()
+        self.num_parameters = self.embedding_size = num_actions
+        self.event_shape: tuple[int, ...] = ()
+
+    def forward(self, parameters: Float[Tensor, "*B P"]) -> Distribution:
+        """Read the parameters as logits."""
+        return Categorical(parameters)
+
+    def embed(self, action: Tensor) -> Float[Tensor, "*B E"]:
+        """One-hot."""
+        return _one_hot(action, self.num_parameters)
+
+
+class MultiDiscreteHead(nn.Module):
+    """Independent categoricals; actions are int64 ``[..., D]`` counted from zero."""
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        """Take the number of values of each coordinate."""
+        super().__init__()
+        self.sizes = sizes
+        self.num_parameters = self.embedding_size = sum(sizes)
+        self.event_shape = (len(sizes),)
+
+    def forward(self, parameters: Float[Tensor, "*B P"]) -> Distribution:
+        """Read the parameters as the concatenated logits."""
+        return MultiCategorical(parameters, self.sizes)
+
+    def embed(self, action: Tensor) -> Float[Tensor, "*B E"]:
+        """Concatenated one-hots."""
+        return torch.cat([_one_hot(action[..., i], size) for i, size in enumerate(self.sizes)], -1)
+
+
+class MultiBinaryHead(nn.Module):
+    """Independent coin flips; actions are floats 0 or 1, ``[..., D]``."""
+
+    def __init__(self, size: int) -> None:
+        """Take the number of coins."""
+        super().__init__()
+        self.num_parameters = self.embedding_size = size
+        self.event_shape = (size,)
+
+    def forward(self, parameters: Float[Tensor, "*B P"]) -> Distribution:
+        """Read the parameters as logits of a one."""
+        return dist.Bernoulli(logits=parameters, validate_args=False).to_event(1)
+
+    def embed(self, action: Tensor) -> Float[Tensor, "*B E"]:
+        """Return the bits as floats."""
+        return action.to(torch.get_default_dtype())
+
+
+class BoxHead(nn.Module):
+    """A Gaussian with one learned log standard deviation a coordinate, shared by all states; actions are ``[..., D]``."""
+
+    def __init__(self, size: int, *, initial_log_std: float = 0.0) -> None:
+        """Take the number of coordinates and the starting log standard deviation, in policy units."""
+        super().__init__()
+        self.num_parameters = self.embedding_size = size
+        self.event_shape = (size,)
+        self.log_std = nn.Parameter(torch.full((size,), initial_log_std))
+
+    def forward(self, parameters: Float[Tensor, "*B P"]) -> Distribution:
+        """Read the parameters as the mean."""
+        return DiagNormal(parameters, self.log_std)
+
+    def embed(self, action: Tensor) -> Float[Tensor, "*B E"]:
+        """Return the action as it is."""
+        return action
+
+
+ActionHead = DiscreteHead | MultiDiscreteHead | MultiBinaryHead | BoxHead
+"""Any of the heads."""
+
+
+def _one_hot(index: Tensor, size: int) -> Tensor:
+    """Compare instead of calling ``one_hot``, which looks at the values and so cannot run under ``vmap``."""
+    return (index.unsqueeze(-1) == torch.arange(size, device=index.device)).to(torch.get_default_dtype())
+
+
+def make_head(space: spaces.Space[Any]) -> ActionHead:
+    """Choose the head of an action space.
+
+    >>> make_head(spaces.Discrete(3, start=7)).num_parameters
+    3
+    """
+    match space:
+        case spaces.Discrete():
+            return DiscreteHead(int(space.n))
+        case spaces.MultiDiscrete():
+            return MultiDiscreteHead(tuple(int(n) for n in space.nvec.flatten()))
+        case spaces.MultiBinary():
+            return MultiBinaryHead(int(np.prod(space.shape)))
+        case spaces.Box() if np.issubdtype(space.dtype, np.floating):
+            return BoxHead(int(np.prod(space.shape)))
+        case _:
+            raise unsupported_action_space(space)
