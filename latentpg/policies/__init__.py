@@ -1,16 +1,21 @@
-"""Policies: ready-made ones, and the spaces and networks they are built of."""
+"""Policies: ready-made ones, and adapters to and from other people's Pyro programs."""
 
+from latentpg.policies.foreign import ForeignPolicy, from_pyro
 from latentpg.policies.gaussian import GaussianPolicy
 from latentpg.policies.mixture import MixturePolicy
 from latentpg.policies.spaces import decode_actions, encode_actions, encode_observations, observation_size
+from latentpg.policies.svi import svi_pair
 from latentpg.policies.two_level import TwoLevelPolicy
 
 __all__ = [
+    "ForeignPolicy",
     "GaussianPolicy",
     "MixturePolicy",
     "TwoLevelPolicy",
     "decode_actions",
     "encode_actions",
     "encode_observations",
+    "from_pyro",
     "observation_size",
+    "svi_pair",
 ]

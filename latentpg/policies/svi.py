@@ -1,0 +1,54 @@
+"""Train a policy in Pyro's own SVI.
+
+The programs here are plate-free and keep their parameters in plain modules. Pyro's losses want the opposite: a plate that marks rows
+as independent, and ``pyro.module`` statements, without which they silently skip the backward pass. :func:`svi_pair` adds both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+from torch import Tensor, nn
+
+from latentpg.errors import OptionError
+from latentpg.programs.policy import LatentPolicy
+from latentpg.programs.rows import num_rows
+
+SVIProgram = Callable[[Any, Tensor], Any]
+"""A program as Pyro's ``SVI`` takes it: ``program(obs, action)``."""
+
+
+def svi_pair(policy: LatentPolicy, *, name: str = "latentpg") -> tuple[SVIProgram, SVIProgram]:
+    """Return ``(model, guide)`` for ``pyro.infer.SVI(model, guide, optim, loss)``; step it with ``svi.step(obs, action)``.
+
+    Rows are in a plate at dimension -1, so enumeration by ``TraceEnum_ELBO(max_plate_nesting=1)`` needs only
+    ``pyro.infer.config_enumerate``. Pyro sums its loss over rows. The policy's parameters enter Pyro's store under ``name`` and are
+    trained in place; call ``pyro.clear_param_store()`` before training another policy under the same name.
+
+    >>> from gymnasium import spaces
+    >>> from pyro.infer import SVI, Trace_ELBO
+    >>> import torch
+    >>> from latentpg.policies import GaussianPolicy
+    >>> pyro.clear_param_store()
+    >>> policy = GaussianPolicy(spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)))
+    >>> svi = SVI(*svi_pair(policy), pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+    >>> svi.step(torch.zeros(5, 3), torch.zeros(5, 2)) > 0
+    True
+    """
+    if not isinstance(policy, nn.Module):
+        raise OptionError("svi_pair()", "`policy`", expected="an nn.Module", got=type(policy).__name__)
+    module = policy
+
+    def model(obs: Any, action: Tensor) -> Any:  # noqa: ANN401 (as the protocol)
+        pyro.module(name, module)
+        with pyro.plate("rows", num_rows(obs), dim=-1):
+            return policy.model(obs, action)
+
+    def guide(obs: Any, action: Tensor) -> Any:  # noqa: ANN401 (as the protocol)
+        pyro.module(name, module)
+        with pyro.plate("rows", num_rows(obs), dim=-1):
+            return policy.guide(obs, action)
+
+    return model, guide
