@@ -8,8 +8,8 @@ A message says where it happened and what is wrong, then what was expected, what
       likely:   a trailing dimension of size one
       fix:      action.squeeze(-1)
 
-One class per family, all under :class:`LatentPGError`, each also a builtin (``ValueError``, ``TypeError`` or ``LookupError``)
-so that code which knows nothing of this library can still catch it.
+One class per family, all under :class:`LatentPGError`, each also a builtin (``ValueError``, ``TypeError`` or
+``LookupError``) so that code which knows nothing of this library can still catch it.
 """
 
 from __future__ import annotations

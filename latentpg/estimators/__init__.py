@@ -1,6 +1,11 @@
-"""Estimators of log pi(a | s), its gradient and the ratio; guide objectives are in :mod:`latentpg.estimators.guides`."""
+"""Estimators of log pi(a | s), its gradient and the ratio.
+
+Guide objectives are in :mod:`latentpg.estimators.guides`.
+"""
 
 from latentpg.estimators.base import Estimate, Estimator, Particles
+from latentpg.estimators.divergence import exact_entropy, exact_kl, joint_kl, marginal_table
+from latentpg.estimators.entropy import Entropy, entropy_surrogate
 from latentpg.estimators.exact import Exact
 from latentpg.estimators.importance import (
     ELBO,
@@ -31,6 +36,7 @@ __all__ = [
     "GUIDE_OBJECTIVES",
     "PROPOSALS",
     "ConditionalIS",
+    "Entropy",
     "Estimate",
     "Estimator",
     "Exact",
@@ -47,10 +53,15 @@ __all__ = [
     "Reparameterized",
     "SplitIS",
     "WakeSleep",
+    "entropy_surrogate",
+    "exact_entropy",
+    "exact_kl",
     "importance_estimate",
+    "joint_kl",
     "log_weights",
     "make_estimator",
     "make_guide_objective",
+    "marginal_table",
     "replicate_gradients",
     "replicate_guide_gradients",
 ]

@@ -10,15 +10,16 @@ from torch import Tensor
 
 from latentpg.estimators.base import Estimate, Particles
 from latentpg.estimators.importance import importance_estimate
-from latentpg.programs import Latents, LatentPolicy, Observations, num_rows, parameter_dtype, support
+from latentpg.programs import LatentPolicy, Latents, Observations, num_rows, parameter_dtype, support
 
 
 @dataclass(frozen=True)
 class Exact:
     r"""Enumerate every joint value of the discrete latents: :math:`\log\sum_z p(z, a | s)`, exact in value and gradient.
 
-    Each of the C support points is a particle of weight p(z, a | s), that is, of proposal density 1/C. The effective sample size it
-    reports is that of the posterior: one when a single latent explains the action, C when all do equally.
+    Each of the C support points is a particle of weight p(z, a | s), that is, of proposal density 1/C. The effective
+    sample size it reports is that of the posterior: one when a single latent explains the action, C when all do
+    equally.
     """
 
     def propose(

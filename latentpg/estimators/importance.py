@@ -4,8 +4,8 @@ With particles :math:`z_k` of log-density :math:`\log r_k` and weights :math:`w_
 
 .. math:: \log \frac1K \sum_k w_k, \qquad \text{whose gradient is} \quad \sum_k \bar w_k \nabla \log p(z_k, a | s),
 
-because the particles and their density are constants. They differ only in where the particles come from, and that decides
-what is exact.
+because the particles and their density are constants. They differ only in where the particles come from, and that
+decides what is exact.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from latentpg.estimators.base import (
 )
 from latentpg.estimators.proposals import Guide, Prior, Proposal
 from latentpg.numerics.weights import log_mean_exp
-from latentpg.programs import Latents, LatentPolicy, Observations, log_joint, parameter_dtype
+from latentpg.programs import LatentPolicy, Latents, Observations, log_joint, parameter_dtype
 
 
 def log_weights(policy: LatentPolicy, obs: Observations, action: Tensor, particles: Particles) -> Float[Tensor, "K B"]:
@@ -49,7 +49,10 @@ def retain(
     latents: Latents,
     num_particles: int,
 ) -> Particles:
-    """Put a kept latent ``[B, ...]`` into slot 0 and K - 1 fresh draws beside it: one set of conditional importance sampling."""
+    """Put a kept latent ``[B, ...]`` into slot 0 and K - 1 fresh draws beside it.
+
+    One set of conditional importance sampling.
+    """
     kept = {name: value.unsqueeze(0) for name, value in latents.items()}
     log_kept = proposal.log_prob(policy, obs, action, kept)
     check_log_weights("propose(), density of the proposal at the recorded latent", log_kept)
@@ -64,8 +67,9 @@ def retain(
 class JointScore:
     r"""Score the recorded latent alone: log p(z0, a | s), the latent taken as part of the action.
 
-    The gradient is unbiased for ∇log pi(a | s) *at the parameters that acted*, where z0 is a posterior draw; the value is
-    log pi plus log p(z0 | s, a), so it is not an estimate of log pi, but its differences are log-ratios of the joint.
+    The gradient is unbiased for ∇log pi(a | s) *at the parameters that acted*, where z0 is a posterior draw; the value
+    is log pi plus log p(z0 | s, a), so it is not an estimate of log pi, but its differences are log-ratios of the
+    joint.
     """
 
     def propose(
@@ -87,10 +91,10 @@ class JointScore:
 class PosteriorIS:
     r"""Self-normalised importance sampling from K fresh draws :math:`z_k \sim r`.
 
-    The value is a lower bound of log pi in expectation and the gradient is biased, both by O(1/K):
-    :math:`K \cdot \text{bias} \to -\mathbb E_r[\tilde w^2 (f - \mu)]` with :math:`\tilde w = p(z|a)/r(z)`, f the joint score and
-    mu its posterior mean. The bias does not vanish when multiplied by a constant, so reward baselines are not free under it.
-    (Bornschein and Bengio, "Reweighted Wake-Sleep", 2015; Burda et al., 2016.)
+    The value is a lower bound of log pi in expectation and the gradient is biased, both by O(1/K): :math:`K \cdot
+    \text{bias} \to -\mathbb E_r[\tilde w^2 (f - \mu)]` with :math:`\tilde w = p(z|a)/r(z)`, f the joint score and mu
+    its posterior mean. The bias does not vanish when multiplied by a constant, so reward baselines are not free under
+    it. (Bornschein and Bengio, "Reweighted Wake-Sleep", 2015; Burda et al., 2016.)
     """
 
     num_particles: int = 8
@@ -118,13 +122,14 @@ class ConditionalIS:
     r"""Importance sampling that retains the recorded latent: exact in expectation for every K and every proposal.
 
     z_0 is the latent recorded while acting, an exact draw from p_old(z | s, a); :math:`z_1..z_{K-1} \sim r`. Then
-    :math:`\mathbb E \sum_k \bar w_k \nabla\log p_{old}(z_k, a) = \nabla\log\pi_{old}(a|s)`, and the ratio of two estimates on the
-    same particles has :math:`\mathbb E[\hat r] = \pi_{new}/\pi_{old}` and the right gradient. K = 1 is the joint ratio, large K the
-    marginal one, and for a fixed proposal the variance falls with K.
+    :math:`\mathbb E \sum_k \bar w_k \nabla\log p_{old}(z_k, a) = \nabla\log\pi_{old}(a|s)`, and the ratio of two
+    estimates on the same particles has :math:`\mathbb E[\hat r] = \pi_{new}/\pi_{old}` and the right gradient. K = 1 is
+    the joint ratio, large K the marginal one, and for a fixed proposal the variance falls with K.
 
-    It holds if the proposal covers the posterior, does not depend on z_0 (propose before the guide is updated), and the new
-    parameters do not depend on these particles. The value alone is an upper bound of log pi in expectation, at the parameters
-    that acted. (i-SIR: Andrieu, Lee and Vihola, 2018; BR-SNIS: Cardoso, Samsonov, Thin, Moulines and Olsson, 2022.)
+    It holds if the proposal covers the posterior, does not depend on z_0 (propose before the guide is updated), and the
+    new parameters do not depend on these particles. The value alone is an upper bound of log pi in expectation, at the
+    parameters that acted. (i-SIR: Andrieu, Lee and Vihola, 2018; BR-SNIS: Cardoso, Samsonov, Thin, Moulines and Olsson,
+    2022.)
     """
 
     num_particles: int = 8
@@ -151,8 +156,9 @@ class ConditionalIS:
 class SplitIS:
     r"""Two independent particle sets: K for the gradient, K' for the value. A cautionary baseline.
 
-    The value is :math:`\log\frac1{K'}\sum w'`, the gradient :math:`\sum_k\bar w_k\nabla\log p(z_k,a)` of the other set. Both are biased
-    by O(1/K), and the ratio of a value to an independent one has expectation above one even when nothing has changed.
+    The value is :math:`\log\frac1{K'}\sum w'`, the gradient :math:`\sum_k\bar w_k\nabla\log p(z_k,a)` of the other set.
+    Both are biased by O(1/K), and the ratio of a value to an independent one has expectation above one even when
+    nothing has changed.
     """
 
     num_particles: int = 8
@@ -184,8 +190,9 @@ class SplitIS:
 class WakeSleep:
     r"""The wake-phase estimator of reweighted wake-sleep: particles from the guide.
 
-    The same value and gradient as ``PosteriorIS(K, Guide())``. The name says how its guide is meant to learn: by the ``wake`` or the
-    ``sleep`` objective, not by a bound (Bornschein and Bengio, 2015; Le, Kosiorek, Siddharth, Teh and Wood, 2019).
+    The same value and gradient as ``PosteriorIS(K, Guide())``. The name says how its guide is meant to learn: by the
+    ``wake`` or the ``sleep`` objective, not by a bound (Bornschein and Bengio, 2015; Le, Kosiorek, Siddharth, Teh and
+    Wood, 2019).
     """
 
     num_particles: int = 8
@@ -209,8 +216,8 @@ class WakeSleep:
 class ELBO:
     r"""The evidence lower bound: :math:`\frac1K\sum_k \log w_k` with :math:`z_k \sim q_\psi`.
 
-    Value and gradient are unbiased for the *bound*, which lies KL(q || p(z | s, a)) below log pi; more particles lower the variance,
-    not the bias. A log-ratio of two bounds is off by the change of that KL (Kingma and Welling, 2014).
+    Value and gradient are unbiased for the *bound*, which lies KL(q || p(z | s, a)) below log pi; more particles lower
+    the variance, not the bias. A log-ratio of two bounds is off by the change of that KL (Kingma and Welling, 2014).
     """
 
     num_particles: int = 8

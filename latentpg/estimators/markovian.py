@@ -1,12 +1,12 @@
 r"""Markovian importance sampling: a chain a row stands in for the latent that demonstrations do not carry.
 
-One transition of the chain is i-SIR: put the present state into slot 0, draw K - 1 fresh particles from the proposal, and pick
-one of the K in proportion to its weight. It leaves the posterior p(z | s, a) invariant for every K >= 2, so that in the limit of
-the chain the last state is a posterior draw and conditional importance sampling applies (Naesseth, Lindsten and Blei,
-"Markovian Score Climbing", 2020; Andrieu, Lee and Vihola, 2018).
+One transition of the chain is i-SIR: put the present state into slot 0, draw K - 1 fresh particles from the proposal,
+and pick one of the K in proportion to its weight. It leaves the posterior p(z | s, a) invariant for every K >= 2, so
+that in the limit of the chain the last state is a posterior draw and conditional importance sampling applies (Naesseth,
+Lindsten and Blei, "Markovian Score Climbing", 2020; Andrieu, Lee and Vihola, 2018).
 
-The state is the caller's: keep what :func:`MarkovianIS.advance` returns beside each row, and hand it in as ``latents`` when the row
-comes up again.
+The state is the caller's: keep what :func:`MarkovianIS.advance` returns beside each row, and hand it in as ``latents``
+when the row comes up again.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from latentpg.errors import OptionError
 from latentpg.estimators.base import Estimate, Particles, check_log_weights, check_num_particles
 from latentpg.estimators.importance import importance_estimate, log_weights, retain
 from latentpg.estimators.proposals import Guide, Proposal
-from latentpg.programs import Categorical, Latents, LatentPolicy, Observations, draw
+from latentpg.programs import Categorical, LatentPolicy, Latents, Observations, draw
 
 
 @dataclass(frozen=True)
 class MarkovianIS:
     """Importance sampling that retains the last state of a per-row i-SIR chain; see the module's docstring.
 
-    ``num_sweeps`` transitions are made before the particles are handed out. Without a state (``latents=None``) the chain starts from
-    a draw of the proposal. Biased by what the chain has not yet forgotten of its start; exact in its limit.
+    ``num_sweeps`` transitions are made before the particles are handed out. Without a state (``latents=None``) the
+    chain starts from a draw of the proposal. Biased by what the chain has not yet forgotten of its start; exact in its
+    limit.
     """
 
     num_particles: int = 8

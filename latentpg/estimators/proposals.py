@@ -1,7 +1,8 @@
 r"""Where particles come from: the prior, the guide, or an iid mixture of both.
 
-A proposal draws K latents a row with their log-density ``[K, B]`` and can score any others. It never looks at a recorded
-latent: conditional importance sampling is exact only if the fresh particles are independent of the retained one.
+A proposal draws K latents a row with their log-density ``[K, B]`` and can score any others. It never looks at a
+recorded latent: conditional importance sampling is exact only if the fresh particles are independent of the retained
+one.
 """
 
 from __future__ import annotations
@@ -15,13 +16,12 @@ import torch
 from jaxtyping import Float
 from pyro.distributions import Bernoulli
 from torch import Tensor
-from torch.distributions import Distribution
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 
 from latentpg.errors import OptionError, SiteError, SupportError
 from latentpg.programs import (
-    Latents,
     LatentPolicy,
+    Latents,
     Observations,
     draw,
     draw_guide,
@@ -157,14 +157,16 @@ def _check_discrete_cover(name: str, source: Distribution, target: Distribution)
         raise _hole(name, f"{sizes[1]} values", f"{sizes[0]} values")
     if not is_concrete():
         return
-    values = target.enumerate_support(expand=True)
+    # every value against every row and particle: of two dependent sites one may carry particles here and not there
+    dims = max(len(source.batch_shape), len(target.batch_shape))
+    values = target.enumerate_support(expand=False).reshape(sizes[1], *[1] * dims, *target.event_shape)
     hole = (source.log_prob(values) == -torch.inf) & (target.log_prob(values) > -torch.inf)
     if bool(hole.any()):
         missed = values[hole.nonzero()[0, 0]].flatten()[0].tolist()
         raise _hole(name, f"positive probability wherever the prior has it, at {missed} too", "zero there")
 
 
-def _covers(source: constraints.Constraint, target: constraints.Constraint) -> bool:
+def _covers(source: constraints.Constraint | None, target: constraints.Constraint | None) -> bool:
     """Compare the bounds of two continuous supports; what has no bounds is taken to be unbounded."""
     source, target = _base(source), _base(target)
     for bound, tighter in (("lower_bound", 1), ("upper_bound", -1)):
@@ -178,8 +180,8 @@ def _covers(source: constraints.Constraint, target: constraints.Constraint) -> b
     return True
 
 
-def _base(constraint: constraints.Constraint) -> constraints.Constraint:
-    while hasattr(constraint, "base_constraint"):
+def _base(constraint: constraints.Constraint | None) -> constraints.Constraint | None:
+    while constraint is not None and hasattr(constraint, "base_constraint"):
         constraint = constraint.base_constraint
     return constraint
 

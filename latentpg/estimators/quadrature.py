@@ -1,4 +1,7 @@
-r"""Gauss-Hermite quadrature: an oracle for up to three Gaussian dimensions, with any discrete latents enumerated beside them."""
+r"""Gauss-Hermite quadrature.
+
+An oracle for up to three Gaussian dimensions, with any discrete latents enumerated beside them.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ from latentpg.estimators.importance import importance_estimate
 from latentpg.numerics.quadrature import hermite_grid
 from latentpg.programs import (
     DiagNormal,
-    Latents,
     LatentPolicy,
+    Latents,
     Observations,
     draw_guide,
     drawing,
@@ -37,8 +40,8 @@ class Quadrature:
     .. math:: \pi(a|s) \approx \sum_c \sum_i W_i \frac{p(c, z_i, a|s)}{\mathcal N(z_i; \mu_q, \sigma_q)},\qquad z_i = \mu_q + \sigma_q x_i
 
     with nodes x and weights W of the standard normal. It is for checking, not for training: it refuses with
-    :class:`~latentpg.errors.QuadratureError` when doubling the nodes moves log pi by more than ``tolerance`` nats in any row, which
-    is what happens when the guide is far from a peaked posterior.
+    :class:`~latentpg.errors.QuadratureError` when doubling the nodes moves log pi by more than ``tolerance`` nats in
+    any row, which is what happens when the guide is far from a peaked posterior.
     """
 
     num_nodes: int = 32

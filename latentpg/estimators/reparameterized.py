@@ -10,19 +10,19 @@ from torch import Tensor
 from latentpg.estimators.base import Estimate, Particles, check_num_particles, require_recorded
 from latentpg.estimators.importance import PosteriorIS, importance_estimate, retain
 from latentpg.estimators.proposals import Prior
-from latentpg.programs import Latents, LatentPolicy, Observations, latents_to_noise, reparameterize
+from latentpg.programs import LatentPolicy, Latents, Observations, latents_to_noise, reparameterize
 
 
 @dataclass(frozen=True)
 class Reparameterized:
     r"""Importance sampling with prior proposals of the reparameterised program.
 
-    The value is :math:`\log\frac1K\sum_k p_\theta(a|s, f_\phi(\epsilon_k, s))`; its gradient runs through the latents into phi. The
-    particles are the noise, so stored ones are common random numbers for the new and the old policy.
+    The value is :math:`\log\frac1K\sum_k p_\theta(a|s, f_\phi(\epsilon_k, s))`; its gradient runs through the latents
+    into phi. The particles are the noise, so stored ones are common random numbers for the new and the old policy.
 
-    With fresh noise value and gradient are biased by O(1/K), as in :class:`PosteriorIS`. With ``retain=True`` the noise behind the
-    recorded latent takes slot 0, and the ratio and its pathwise gradient are exact in expectation for every K, under the
-    conditions of :class:`ConditionalIS`. Location-scale latents only.
+    With fresh noise value and gradient are biased by O(1/K), as in :class:`PosteriorIS`. With ``retain=True`` the noise
+    behind the recorded latent takes slot 0, and the ratio and its pathwise gradient are exact in expectation for every
+    K, under the conditions of :class:`ConditionalIS`. Location-scale latents only.
     """
 
     num_particles: int = 8

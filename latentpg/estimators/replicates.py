@@ -12,7 +12,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from latentpg.errors import OptionError, WeightError
 from latentpg.estimators.base import Estimator
 from latentpg.estimators.guides.base import GuideObjective
-from latentpg.programs import Latents, LatentPolicy, Observations
+from latentpg.programs import LatentPolicy, Latents, Observations
 
 DEFAULT_CHUNK = 128
 """Replicates that run at once; memory grows with it, speed hardly beyond it."""
@@ -42,9 +42,9 @@ def replicate_gradients(
 ) -> tuple[Float[Tensor, "R P"], Float[Tensor, " R"]]:
     """Draw R gradients of the mean of ``log_prob`` over rows, in theta and phi, and its R values.
 
-    Each replicate proposes afresh. P counts the entries of ``prior_parameters()`` followed by ``decoder_parameters()``. Replicates run
-    ``chunk_size`` at a time under ``torch.func.vmap``, an order of magnitude faster than a loop. Bad weights cannot be seen inside
-    ``vmap``; a non-finite result is a :class:`~latentpg.errors.WeightError` afterwards.
+    Each replicate proposes afresh. P counts the entries of ``prior_parameters()`` followed by ``decoder_parameters()``.
+    Replicates run ``chunk_size`` at a time under ``torch.func.vmap``, an order of magnitude faster than a loop. Bad
+    weights cannot be seen inside ``vmap``; a non-finite result is a :class:`~latentpg.errors.WeightError` afterwards.
     """
 
     def log_prob() -> Tensor:

@@ -1,7 +1,7 @@
 r"""Kullback-Leibler estimators from samples: rows of log-ratios in, rows out.
 
-All take ``log_ratio`` :math:`= \log \pi(a|s) - \log \pi_{ref}(a|s)` at actions :math:`a \sim \pi` and estimate KL(pi || ref)
-(Schulman, "Approximating KL divergence", 2020). What they do as *losses* is another matter:
+All take ``log_ratio`` :math:`= \log \pi(a|s) - \log \pi_{ref}(a|s)` at actions :math:`a \sim \pi` and estimate KL(pi ||
+ref) (Schulman, "Approximating KL divergence", 2020). What they do as *losses* is another matter:
 
 =====  =================  ==========================================  =======================================
 name   value              gradient in the loss, no ratio factor       multiplied by a differentiated ratio
@@ -11,8 +11,8 @@ k2     biased             gradient of KL(pi || ref)                   something 
 k3     unbiased, >= 0     gradient of KL(ref || pi)                   gradient of KL(pi || ref)
 =====  =================  ==========================================  =======================================
 
-The identities hold for exact ``log_ratio``; with an estimated one they hold up to the estimator's own error, and anything
-nonlinear in it (k2, k3) is biased even when the estimator is not.
+The identities hold for exact ``log_ratio``; with an estimated one they hold up to the estimator's own error, and
+anything nonlinear in it (k2, k3) is biased even when the estimator is not.
 """
 
 from __future__ import annotations

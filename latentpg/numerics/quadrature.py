@@ -11,8 +11,8 @@ from torch import Tensor
 def hermite_grid(num_nodes: int, dimensions: int) -> tuple[Float[Tensor, "M D"], Float[Tensor, " M"]]:
     r"""Return nodes x and log-weights of a product rule: :math:`\sum_m W_m f(x_m) \approx \mathbb E f(X)`, X standard normal.
 
-    M is ``num_nodes ** dimensions``; the rule is exact for polynomials of degree below ``2 * num_nodes`` in each coordinate
-    (Golub and Welsch, 1969). Everything is float64.
+    M is ``num_nodes ** dimensions``; the rule is exact for polynomials of degree below ``2 * num_nodes`` in each
+    coordinate (Golub and Welsch, 1969). Everything is float64.
 
     >>> nodes, log_weight = hermite_grid(4, 1)
     >>> round(float((log_weight.exp() * nodes[:, 0] ** 4).sum()), 10)

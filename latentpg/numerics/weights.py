@@ -1,7 +1,7 @@
 r"""Importance-weight arithmetic: everything is done on ``log_weight: [K, B]``, K particles of B rows.
 
-Weights never leave logs unless they are normalised, because a likelihood of a few hundred nats under- or overflows float32.
-All functions reduce or normalise over the particle dimension, which is always the first.
+Weights never leave logs unless they are normalised, because a likelihood of a few hundred nats under- or overflows
+float32. All functions reduce or normalise over the particle dimension, which is always the first.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ MIN_PARTICLES_FOR_PARETO = 64
 def log_mean_exp(log_weight: Float[Tensor, "K *B"]) -> Float[Tensor, "*B"]:
     r"""Compute :math:`\log \frac1K \sum_k w_k`.
 
-    For :math:`w_k = p(z_k, a \mid s) / r(z_k)` with :math:`z_k \sim r` its exponential is unbiased for :math:`\pi(a \mid s)`,
-    so by Jensen it is itself a lower bound in expectation (Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders", 2016, Eq. 8).
+    For :math:`w_k = p(z_k, a \mid s) / r(z_k)` with :math:`z_k \sim r` its exponential is unbiased for :math:`\pi(a
+    \mid s)`, so by Jensen it is itself a lower bound in expectation (Burda, Grosse and Salakhutdinov, "Importance
+    Weighted Autoencoders", 2016, Eq. 8).
 
     >>> log_mean_exp(torch.tensor([[0.0], [0.0]]))
     tensor([0.])
@@ -87,9 +88,9 @@ def pareto_k(log_weight: Float[Tensor, "K *B"]) -> Float[Tensor, "*B"]:
     r"""Shape of a generalised Pareto distribution fitted to the largest weights: the k-hat diagnostic.
 
     Below 0.5 the weights have a finite variance and the estimate behaves; above about 0.7 more particles hardly help.
-    The tail holds :math:`\min(0.2 K, 3\sqrt K)` weights (Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto Smoothed Importance Sampling", 2024);
-    the shape is the profile-posterior mean of Zhang and Stephens (2009), shrunk towards 0.5 with the weight of ten observations.
-    Weights that are all equal have no tail: their k-hat is minus infinity.
+    The tail holds :math:`\min(0.2 K, 3\sqrt K)` weights (Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto Smoothed
+    Importance Sampling", 2024); the shape is the profile-posterior mean of Zhang and Stephens (2009), shrunk towards
+    0.5 with the weight of ten observations. Weights that are all equal have no tail: their k-hat is minus infinity.
     """
     num = log_weight.shape[0]
     tail = max(5, math.ceil(min(0.2 * num, 3 * math.sqrt(num))))

@@ -1,8 +1,9 @@
 """What the ready-made policies share: an encoder, a decoder with an action head, and a guide's trunk.
 
-Steps or spans. Every ready-made policy takes ``obs [B, S]`` with ``action [B, ...]``, and :class:`~latentpg.programs.Span`
-rows with ``action [B, T, ...]``: the latent is then drawn at the row's first observation, the decoder runs on every step
-with that one latent, and the log-likelihood is summed over the steps in the mask.
+Steps or spans. Every ready-made policy takes ``obs [B, S]`` with ``action [B, ...]``, and
+:class:`~latentpg.programs.Span` rows with ``action [B, T, ...]``: the latent is then drawn at the row's first
+observation, the decoder runs on every step with that one latent, and the log-likelihood is summed over the steps in the
+mask.
 """
 
 from __future__ import annotations

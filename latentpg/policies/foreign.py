@@ -1,9 +1,9 @@
 r"""Adapt a stranger's Pyro programs: plates, ``pyro.param``, ``pyro.module``, several sites, programs that cannot broadcast.
 
-Left in Pyro's global store, parameters would not be in ``policy.parameters()``, and a deep-copied reference policy would follow
-the live one, so that the KL between them is always zero. :func:`from_pyro` runs both programs once, takes over every parameter it
-meets, and from then on answers the programs' ``pyro.param`` statements itself; modules run with the policy's own tensors swapped
-in. A copy of the policy is then a copy.
+Left in Pyro's global store, parameters would not be in ``policy.parameters()``, and a deep-copied reference policy
+would follow the live one, so that the KL between them is always zero. :func:`from_pyro` runs both programs once, takes
+over every parameter it meets, and from then on answers the programs' ``pyro.param`` statements itself; modules run with
+the policy's own tensors swapped in. A copy of the policy is then a copy.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -56,7 +56,9 @@ class ForeignPolicy(nn.Module):
         )
         # The modules themselves stay the stranger's; the tensors are ours, and are swapped in while a program runs.
         self._skeletons = _Shared(dict(modules))
-        self.module_tensors = nn.ModuleDict({name.translate(_NOT_IN_A_NAME): _Tensors(m) for name, m in modules.items()})
+        self.module_tensors = nn.ModuleDict(
+            {name.translate(_NOT_IN_A_NAME): _Tensors(m) for name, m in modules.items()}
+        )
         self.groups: dict[str, list[str]] = {"prior": [], "decoder": [], "guide": []}
 
     def model(self, obs: Any, action: Tensor | None = None) -> Any:  # noqa: ANN401 (as the protocol)
@@ -93,7 +95,7 @@ class ForeignPolicy(nn.Module):
         with ExitStack() as stack:
             stack.enter_context(_AnswerParameters(values))
             for name, skeleton in self._skeletons.modules.items():
-                tensors = self.module_tensors[name.translate(_NOT_IN_A_NAME)].tensors()
+                tensors = cast(_Tensors, self.module_tensors[name.translate(_NOT_IN_A_NAME)]).tensors()
                 stack.enter_context(_reparametrize_module(skeleton, tensors))
             yield
 
@@ -205,15 +207,17 @@ def from_pyro(
 ) -> ForeignPolicy:
     r"""Make a policy of anybody's two Pyro programs.
 
-    ``model(obs, action=None)`` must sample its latents and the site ``"action"`` with ``obs=action``; ``guide(obs, action)`` the same
-    latents. ``obs [B, ...]`` and ``action [B, ...]`` are an example batch on which both are run once. Batch plates, ``factor``,
-    ``deterministic``, ``mask``, ``scale`` and dependent latents are understood. ``pyro.param`` statements and modules named by
-    ``pyro.module`` are found; so is the module that ``model`` or ``guide`` is a method of. Modules used without any of these are passed
-    in ``modules``, by any name. ``flatten_particles=True`` is for programs that cannot broadcast a leading particle dimension,
-    such as those that ``torch.cat([obs, z], -1)``: they run on K * B rows.
+    ``model(obs, action=None)`` must sample its latents and the site ``"action"`` with ``obs=action``; ``guide(obs,
+    action)`` the same latents. ``obs [B, ...]`` and ``action [B, ...]`` are an example batch on which both are run
+    once. Batch plates, ``factor``, ``deterministic``, ``mask``, ``scale`` and dependent latents are understood.
+    ``pyro.param`` statements and modules named by ``pyro.module`` are found; so is the module that ``model`` or
+    ``guide`` is a method of. Modules used without any of these are passed in ``modules``, by any name.
+    ``flatten_particles=True`` is for programs that cannot broadcast a leading particle dimension, such as those that
+    ``torch.cat([obs, z], -1)``: they run on K * B rows.
 
-    Which parameters are phi, theta and psi is found by differentiating log p(z | s), log p(a | s, z) and log q. One that several
-    depend on belongs to the decoder. The module's parameters stay the caller's: training the policy trains them.
+    Which parameters are phi, theta and psi is found by differentiating log p(z | s), log p(a | s, z) and log q. One
+    that several depend on belongs to the decoder. The module's parameters stay the caller's: training the policy trains
+    them.
 
     Raises :class:`~latentpg.errors.SiteError` if no parameter is found or the programs do not fit.
 
@@ -319,4 +323,3 @@ def _reached(value: Tensor, named: Mapping[str, nn.Parameter]) -> set[str]:
         return set()
     gradients = torch.autograd.grad(value.sum(), list(named.values()), allow_unused=True, retain_graph=True)
     return {name for name, gradient in zip(named, gradients, strict=True) if gradient is not None}
-

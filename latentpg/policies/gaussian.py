@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyro
-import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
@@ -20,8 +19,8 @@ from latentpg.programs.rows import Observations
 class GaussianPolicy(nn.Module):
     r"""Gaussian latent of Z dimensions: :math:`\pi(a|s) = \int p_\theta(a|s,z)\, \mathcal N(z; \mu_\phi(s), \sigma_\phi(s))\, dz`.
 
-    The one latent site ``"z"`` is ``[K, B, Z]``. ``prior="learned"`` has a network give its mean and log standard deviation;
-    ``prior="standard"`` is N(0, I), and there is no phi.
+    The one latent site ``"z"`` is ``[K, B, Z]``. ``prior="learned"`` has a network give its mean and log standard
+    deviation; ``prior="standard"`` is N(0, I), and there is no phi.
 
     >>> policy = GaussianPolicy(spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)), latent_size=2)
     >>> from latentpg.programs import act

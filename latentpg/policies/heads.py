@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pyro.distributions as dist
 import torch
 from gymnasium import spaces
 from jaxtyping import Float
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from latentpg.policies.spaces import unsupported_action_space
-from latentpg.programs.distributions import Categorical, DiagNormal, MultiCategorical
+from latentpg.programs.distributions import Categorical, DiagNormal, MultiBernoulli, MultiCategorical
 
 
 class DiscreteHead(nn.Module):
@@ -68,7 +67,7 @@ class MultiBinaryHead(nn.Module):
 
     def forward(self, parameters: Float[Tensor, "*B P"]) -> Distribution:
         """Read the parameters as logits of a one."""
-        return dist.Bernoulli(logits=parameters, validate_args=False).to_event(1)
+        return MultiBernoulli(parameters)
 
     def embed(self, action: Tensor) -> Float[Tensor, "*B E"]:
         """Return the bits as floats."""
@@ -76,7 +75,10 @@ class MultiBinaryHead(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """A Gaussian with one learned log standard deviation a coordinate, shared by all states; actions are ``[..., D]``."""
+    """A Gaussian with one learned log standard deviation a coordinate, shared by all states.
+
+    Actions are ``[..., D]``.
+    """
 
     def __init__(self, size: int, *, initial_log_std: float = 0.0) -> None:
         """Take the number of coordinates and the starting log standard deviation, in policy units."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -28,20 +29,23 @@ class MLP(nn.Module):
         super().__init__()
         widths = [in_features, *hidden]
         layers: list[nn.Module] = []
-        for width, following in zip(widths, widths[1:], strict=False):
+        for width, following in itertools.pairwise(widths):
             layers += [nn.Linear(width, following), activation()]
-        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], out_features))
+        self.layers = nn.ModuleList([*layers, nn.Linear(widths[-1], out_features)])
 
     def forward(self, features: Float[Tensor, "*B F"]) -> Float[Tensor, "*B P"]:
         """Apply the layers."""
-        return self.layers(features)
+        for layer in self.layers:
+            features = layer(features)
+        return features
 
 
 class ConditionedMLP(nn.Module):
     r"""An MLP on features joined with latents, where only what depends on a latent carries the particle dimension.
 
-    The first layer is :math:`\sigma(W s + b + \sum_i U_i z_i)`: a linear layer on the concatenation of features and latents,
-    but with the products :math:`W s` computed on ``[B]`` rows and added to the ``[K, B]`` rows of :math:`U_i z_i`.
+    The first layer is :math:`\sigma(W s + b + \sum_i U_i z_i)`: a linear layer on the concatenation of features and
+    latents, but with the products :math:`W s` computed on ``[B]`` rows and added to the ``[K, B]`` rows of :math:`U_i
+    z_i`.
 
     >>> net = ConditionedMLP(3, [2], (8,), 4)
     >>> net(torch.zeros(5, 3), [torch.zeros(7, 5, 2)]).shape
@@ -68,11 +72,15 @@ class ConditionedMLP(nn.Module):
         self.rest = MLP(hidden[0], hidden[1:], out_features, activation)
 
     def forward(self, features: Float[Tensor, "*B F"], latents: Sequence[Tensor]) -> Float[Tensor, "*KB P"]:
-        """Take features ``[B, F]`` and latents ``[..., B, Z]``; an integer latent ``[..., B]`` is read as a category."""
+        """Take features ``[B, F]`` and latents ``[..., B, Z]``.
+
+        An integer latent ``[..., B]`` is read as a category.
+        """
         hidden = self.features(features)
         for layer, latent in zip(self.latents, latents, strict=True):
             hidden = hidden + _apply(cast(nn.Linear, layer), latent)
-        return self.rest(self.activation(hidden))
+        hidden = self.activation(hidden)  # one name: what it was before is freed now, and its memory used again
+        return self.rest(hidden)
 
 
 def _apply(layer: nn.Linear, latent: Tensor) -> Tensor:
@@ -95,8 +103,8 @@ def select(heads: Float[Tensor, "*B C P"], index: Int[Tensor, "*KB"]) -> Float[T
 def refuse_batch_dependence(module: nn.Module, where: str) -> None:
     """Raise if a network holds dropout or batch normalisation.
 
-    Both make log p(a | s) depend on a random mask or on the other rows of the batch, so the probability recomputed in an
-    update would not be that of the policy that acted.
+    Both make log p(a | s) depend on a random mask or on the other rows of the batch, so the probability recomputed in
+    an update would not be that of the policy that acted.
     """
     for name, part in module.named_modules():
         if isinstance(part, _BATCH_DEPENDENT):

@@ -1,8 +1,9 @@
 """Gymnasium spaces as tensors: observations become flat float32 vectors, actions live in policy coordinates.
 
-Policy coordinates of an action are integers counted from zero (``Discrete`` and ``MultiDiscrete`` whatever their ``start``),
-0/1 vectors (``MultiBinary``), and unbounded floats (``Box``), where the interval [-1, 1] is mapped onto finite bounds and
-the result is clipped at the environment's edge only, so that log-probabilities and ratios are those of the raw action.
+Policy coordinates of an action are integers counted from zero (``Discrete`` and ``MultiDiscrete`` whatever their
+``start``), 0/1 vectors (``MultiBinary``), and unbounded floats (``Box``), where the interval [-1, 1] is mapped onto
+finite bounds and the result is clipped at the environment's edge only, so that log-probabilities and ratios are those
+of the raw action.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def observation_size(space: spaces.Space[Any]) -> int:
 def encode_observations(space: spaces.Space[Any], batch: Any) -> Float[Tensor, "N S"]:  # noqa: ANN401 (what an env gives)
     """Flatten what a vector environment of N members returned to float32 ``[N, S]``, in the order of Gymnasium's ``flatten``.
 
-    ``Box`` rows are reshaped, ``Discrete`` and ``MultiDiscrete`` become one-hot, ``Dict`` and ``Tuple`` are concatenated.
+    ``Box`` rows are reshaped, ``Discrete`` and ``MultiDiscrete`` become one-hot, ``Dict`` and ``Tuple`` are
+    concatenated.
 
     >>> encode_observations(spaces.Discrete(3, start=5), np.array([5, 7])).tolist()
     [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
@@ -53,7 +55,7 @@ def _flatten(space: spaces.Space[Any], batch: Any) -> NDArray[Any]:  # noqa: ANN
             return np.eye(int(space.n))[np.asarray(batch, dtype=np.int64) - int(space.start)]
         case spaces.MultiDiscrete():
             rows = np.asarray(batch, dtype=np.int64)
-            return np.stack([spaces.utils.flatten(space, row) for row in rows])
+            return np.stack([np.asarray(spaces.utils.flatten(space, row)) for row in rows])
         case _:
             rows = np.asarray(batch)
             if rows.shape[1:] != space.shape:

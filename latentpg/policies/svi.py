@@ -1,7 +1,8 @@
 """Train a policy in Pyro's own SVI.
 
-The programs here are plate-free and keep their parameters in plain modules. Pyro's losses want the opposite: a plate that marks rows
-as independent, and ``pyro.module`` statements, without which they silently skip the backward pass. :func:`svi_pair` adds both.
+The programs here are plate-free and keep their parameters in plain modules. Pyro's losses want the opposite: a plate
+that marks rows as independent, and ``pyro.module`` statements, without which they silently skip the backward pass.
+:func:`svi_pair` adds both.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ def svi_pair(policy: LatentPolicy, *, name: str = "latentpg") -> tuple[SVIProgra
     """Return ``(model, guide)`` for ``pyro.infer.SVI(model, guide, optim, loss)``; step it with ``svi.step(obs, action)``.
 
     Rows are in a plate at dimension -1, so enumeration by ``TraceEnum_ELBO(max_plate_nesting=1)`` needs only
-    ``pyro.infer.config_enumerate``. Pyro sums its loss over rows. The policy's parameters enter Pyro's store under ``name`` and are
-    trained in place; call ``pyro.clear_param_store()`` before training another policy under the same name.
+    ``pyro.infer.config_enumerate``. Pyro sums its loss over rows. The policy's parameters enter Pyro's store under
+    ``name`` and are trained in place; call ``pyro.clear_param_store()`` before training another policy under the same
+    name.
 
     >>> from gymnasium import spaces
     >>> from pyro.infer import SVI, Trace_ELBO

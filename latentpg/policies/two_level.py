@@ -19,8 +19,8 @@ from latentpg.programs.rows import Observations
 class TwoLevelPolicy(nn.Module):
     r"""Mode and style: :math:`\pi(a|s) = \sum_c p_\phi(c|s) \int p_\phi(z|s,c)\, p_\theta(a|s,c,z)\, dz`.
 
-    Two dependent latent sites: ``"mode"``, int64 ``[K, B]``, and ``"style"``, ``[K, B, Z]``, whose Gaussian depends on the mode,
-    in the model and in the guide alike.
+    Two dependent latent sites: ``"mode"``, int64 ``[K, B]``, and ``"style"``, ``[K, B, Z]``, whose Gaussian depends on
+    the mode, in the model and in the guide alike.
 
     >>> import torch
     >>> policy = TwoLevelPolicy(spaces.Box(-1, 1, (3,)), spaces.Discrete(2), num_modes=3, style_size=1)

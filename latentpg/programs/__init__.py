@@ -1,6 +1,6 @@
 """Run Pyro programs: act, propose, score, enumerate. The only room that touches Pyro's effect handlers."""
 
-from latentpg.programs.distributions import Categorical, DiagNormal, MultiCategorical
+from latentpg.programs.distributions import Categorical, DiagNormal, MultiBernoulli, MultiCategorical
 from latentpg.programs.draws import DrawSource, draw, drawing
 from latentpg.programs.policy import LatentPolicy, model_parameters, parameter_dtype
 from latentpg.programs.reparam import latents_to_noise, reparameterize
@@ -29,6 +29,7 @@ __all__ = [
     "Drawn",
     "LatentPolicy",
     "Latents",
+    "MultiBernoulli",
     "MultiCategorical",
     "Observations",
     "Scores",

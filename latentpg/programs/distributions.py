@@ -11,10 +11,11 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.kl import register_kl
 from torch.distributions.utils import lazy_property
+from torch.types import _size
 
 from latentpg.errors import ShapeError
 
@@ -26,8 +27,9 @@ class DiagNormal(dist.TorchDistribution):
 
     .. math:: \log p(x) = -\tfrac12 \sum_i \Big(\frac{x_i - \mu_i}{\sigma_i}\Big)^2 - \sum_i \log\sigma_i - \tfrac{D}{2}\log 2\pi
 
-    ``loc`` and ``log_scale`` are ``[..., D]`` and broadcast; the event is the last dimension. ``rsample`` draws by ``randn``,
-    which ``torch.func.vmap`` and ``torch.compile`` understand (``torch.normal``, behind the stock one, is not safe there).
+    ``loc`` and ``log_scale`` are ``[..., D]`` and broadcast; the event is the last dimension. ``rsample`` draws by
+    ``randn``, which ``torch.func.vmap`` and ``torch.compile`` understand (``torch.normal``, behind the stock one, is
+    not safe there).
 
     >>> DiagNormal(torch.zeros(3, 2), torch.zeros(2)).log_prob(torch.zeros(3, 2)).shape
     torch.Size([3])
@@ -57,7 +59,9 @@ class DiagNormal(dist.TorchDistribution):
                 fix="expand both to [..., D]",
             )
         self.loc, self.log_scale = loc, log_scale
-        shape = loc.shape if loc.shape == log_scale.shape else torch.broadcast_shapes(loc.shape, log_scale.shape)
+        # what is nearly always so is told first: torch.broadcast_shapes takes as long as scoring a small batch
+        covered = loc.shape[-log_scale.ndim :] == log_scale.shape
+        shape = loc.shape if covered else torch.broadcast_shapes(loc.shape, log_scale.shape)
         super().__init__(shape[:-1], shape[-1:], validate_args=False)
 
     @lazy_property
@@ -75,18 +79,18 @@ class DiagNormal(dist.TorchDistribution):
         """The variance of each coordinate, ``[..., D]``."""
         return (2 * self.log_scale).exp().expand(self.batch_shape + self.event_shape)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> DiagNormal:  # noqa: ANN401 (torch's signature)
+    def expand(self, batch_shape: _size, _instance: Any = None) -> DiagNormal:  # noqa: ANN401 (torch's signature)
         """Broadcast to a larger batch."""
         shape = torch.Size(batch_shape) + self.event_shape
         return DiagNormal(self.loc.expand(shape), self.log_scale.expand(shape))
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+    def rsample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
         """Draw differentiably: ``loc + exp(log_scale) * noise``."""
         shape = self._extended_shape(sample_shape)
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         return self.loc + self.scale * noise
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+    def sample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
         """Draw without a gradient."""
         with torch.no_grad():
             return self.rsample(sample_shape)
@@ -121,11 +125,11 @@ class Categorical(dist.Categorical):
         """Take unnormalised log-probabilities ``[..., C]``."""
         super().__init__(logits=logits, validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> Categorical:  # noqa: ANN401 (torch's signature)
+    def expand(self, batch_shape: _size, _instance: Any = None) -> Categorical:  # noqa: ANN401 (torch's signature)
         """Broadcast to a larger batch."""
         return Categorical(self.logits.expand(torch.Size(batch_shape) + self.logits.shape[-1:]))
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+    def sample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
         """Draw categories ``sample_shape + [...]`` as int64."""
         with torch.no_grad():
             edges = self.logits.softmax(-1).cumsum(-1)[..., :-1]
@@ -167,11 +171,11 @@ class MultiCategorical(dist.TorchDistribution):
         """Integer vectors below the sizes."""
         return _IntegerVector(self.sizes)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> MultiCategorical:  # noqa: ANN401 (torch's signature)
+    def expand(self, batch_shape: _size, _instance: Any = None) -> MultiCategorical:  # noqa: ANN401 (torch's signature)
         """Broadcast to a larger batch."""
         return MultiCategorical(self.logits.expand(torch.Size(batch_shape) + self.logits.shape[-1:]), self.sizes)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+    def sample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
         """Draw ``[..., D]`` as int64."""
         return torch.stack([part.sample(sample_shape) for part in self.parts], -1)
 
@@ -189,6 +193,57 @@ class MultiCategorical(dist.TorchDistribution):
         ranges = [torch.arange(size, device=self.logits.device) for size in self.sizes]
         grid = torch.cartesian_prod(*ranges).reshape(-1, *[1] * len(self.batch_shape), len(self.sizes))
         return grid.expand(-1, *self.batch_shape, -1) if expand else grid
+
+
+class MultiBernoulli(dist.TorchDistribution):
+    r"""Independent coin flips as one event ``[D]`` of zeros and ones: Gymnasium's ``MultiBinary``.
+
+    .. math:: \log p(x) = \sum_i x_i l_i - \log(1 + e^{l_i})
+
+    >>> MultiBernoulli(torch.zeros(4, 2)).enumerate_support().shape
+    torch.Size([4, 4, 2])
+    """
+
+    arg_constraints = {"logits": constraints.independent(constraints.real, 1)}  # noqa: RUF012 (as the base class)
+    support = constraints.independent(constraints.boolean, 1)
+    has_enumerate_support = True
+
+    def __init__(self, logits: Float[Tensor, "*B D"], *, validate_args: bool | None = None) -> None:
+        """Take the log-odds of a one, ``[..., D]``."""
+        self.logits = logits
+        super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=False)
+
+    def expand(self, batch_shape: _size, _instance: Any = None) -> MultiBernoulli:  # noqa: ANN401 (torch's signature)
+        """Broadcast to a larger batch."""
+        return MultiBernoulli(self.logits.expand(torch.Size(batch_shape) + self.event_shape))
+
+    def sample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+        """Draw floats 0 or 1, ``[..., D]``."""
+        with torch.no_grad():
+            noise = torch.rand(self._extended_shape(sample_shape), dtype=self.logits.dtype, device=self.logits.device)
+            return (noise < self.logits.sigmoid()).to(self.logits.dtype)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Score vectors ``value [..., D]``."""
+        return (value * self.logits - nn.functional.softplus(self.logits)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """Entropy of the vector in nats."""
+        return (nn.functional.softplus(self.logits) - self.logits * self.logits.sigmoid()).sum(-1)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """List every vector: ``[2 ** D, ..., D]``."""
+        coin = torch.arange(2, dtype=self.logits.dtype, device=self.logits.device)
+        grid = torch.cartesian_prod(*[coin] * self.event_shape[0]).reshape(
+            -1, *[1] * len(self.batch_shape), self.event_shape[0]
+        )
+        return grid.expand(-1, *self.batch_shape, -1) if expand else grid
+
+
+@register_kl(MultiBernoulli, MultiBernoulli)
+def _kl_multi_bernoulli(p: MultiBernoulli, q: MultiBernoulli) -> Tensor:
+    normalizers = nn.functional.softplus(q.logits) - nn.functional.softplus(p.logits)
+    return (p.logits.sigmoid() * (p.logits - q.logits) + normalizers).sum(-1)
 
 
 class _IntegerVector(constraints.Constraint):

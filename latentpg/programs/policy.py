@@ -13,12 +13,13 @@ from torch import Tensor, nn
 class LatentPolicy(Protocol):
     r"""A policy :math:`\pi(a|s) = \int p_\theta(a|s,z)\, p_\phi(z|s)\, dz` with a guide :math:`q_\psi(z|s,a)`.
 
-    ``model`` samples the latent sites, then the site ``"action"``, observed when an action is given. ``guide`` samples the
-    same latent sites. Both are plate-free and broadcast on the left: latents arrive as ``[K, B, ...]`` against ``obs [B, ...]``
-    and ``action [B, ...]``. Ready-made ones are in :mod:`latentpg.policies`; :func:`latentpg.policies.from_pyro` wraps any others.
+    ``model`` samples the latent sites, then the site ``"action"``, observed when an action is given. ``guide`` samples
+    the same latent sites. Both are plate-free and broadcast on the left: latents arrive as ``[K, B, ...]`` against
+    ``obs [B, ...]`` and ``action [B, ...]``. Ready-made ones are in :mod:`latentpg.policies`;
+    :func:`latentpg.policies.from_pyro` wraps any others.
 
-    The three parameter sets are disjoint. A trunk that two of them share is declared in one of them, and only that one's
-    objective moves it.
+    The three parameter sets are disjoint. A trunk that two of them share is declared in one of them, and only that
+    one's objective moves it.
     """
 
     def model(self, obs: Any, action: Tensor | None = None) -> Any:  # noqa: ANN401 (a user's program returns what it likes)

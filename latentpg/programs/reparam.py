@@ -1,8 +1,8 @@
 r"""Reparameterise a policy: its latents become parameter-free noise, through which gradients flow into phi.
 
-``reparameterize(policy)`` is the same policy written over noise: each latent site z becomes ``z_decentered`` with a fixed
-distribution, and z = f_phi(noise, s) is a deterministic function (Gorinova, Moore and Hoffman, "Automatic Reparameterisation of
-Probabilistic Programs", 2020, with the centering fixed at zero).
+``reparameterize(policy)`` is the same policy written over noise: each latent site z becomes ``z_decentered`` with a
+fixed distribution, and z = f_phi(noise, s) is a deterministic function (Gorinova, Moore and Hoffman, "Automatic
+Reparameterisation of Probabilistic Programs", 2020, with the centering fixed at zero).
 """
 
 from __future__ import annotations
@@ -66,7 +66,10 @@ class ReparameterizedPolicy:
 
 
 def reparameterize(policy: LatentPolicy) -> ReparameterizedPolicy:
-    """Rewrite a policy over noise. Location-scale latents only; a discrete one is an :class:`~latentpg.errors.EstimatorError`."""
+    """Rewrite a policy over noise.
+
+    Location-scale latents only; a discrete one is an :class:`~latentpg.errors.EstimatorError`.
+    """
     return ReparameterizedPolicy(policy)
 
 

@@ -8,7 +8,7 @@ log-likelihood is the sum over those steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias, TypeVar, cast
 
 import torch
@@ -21,7 +21,8 @@ from latentpg.errors import ShapeError
 class Span(NamedTuple):
     """Rows of several steps that share one latent.
 
-    ``obs`` is ``[B, T, S]``; ``mask`` is ``[B, T]``, true where the step was executed, and each row's first step must be.
+    ``obs`` is ``[B, T, S]``; ``mask`` is ``[B, T]``, true where the step was executed, and each row's first step must
+    be.
 
     >>> Span(torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool)).first.shape
     torch.Size([2, 4])
@@ -87,9 +88,9 @@ def repeat_rows(values: Nested, num_particles: int) -> Nested:
     return _map(repeat, values)
 
 
-def _map(function: object, values: Nested) -> Nested:
+def _map(function: Callable[[Tensor], Tensor], values: Nested) -> Nested:
     if isinstance(values, Tensor):
-        return function(values)  # type: ignore[operator,no-any-return]
+        return function(values)  # type: ignore[return-value]
     if isinstance(values, Mapping):
         return {name: _map(function, leaf) for name, leaf in values.items()}  # type: ignore[return-value]
     if isinstance(values, tuple):
@@ -100,7 +101,12 @@ def _map(function: object, values: Nested) -> Nested:
 
 def _leaves(values: object) -> list[Tensor]:
     found: list[Tensor] = []
-    _map(lambda leaf: found.append(leaf) or leaf, values)  # type: ignore[func-returns-value]
+
+    def note(leaf: Tensor) -> Tensor:
+        found.append(leaf)
+        return leaf
+
+    _map(note, values)
     if not found:
         raise ShapeError("rows", "`obs`", expected="at least one tensor", got=repr(values))
     return found

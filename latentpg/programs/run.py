@@ -1,8 +1,8 @@
 r"""Run a policy's two programs: act, propose, score, enumerate, dream.
 
-Shapes, everywhere: ``obs`` leads with B, ``action`` is ``[B, ...]``, each latent ``[K, B, ...]`` and each log-probability
-``[K, B]``. Nothing here chooses a gradient: what is differentiable is what autograd sees, and a caller who wants none says
-``torch.no_grad()``.
+Shapes, everywhere: ``obs`` leads with B, ``action`` is ``[B, ...]``, each latent ``[K, B, ...]`` and each
+log-probability ``[K, B]``. Nothing here chooses a gradient: what is differentiable is what autograd sees, and a caller
+who wants none says ``torch.no_grad()``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ _block: ContextVar[int] = ContextVar("latentpg_block_particles", default=DEFAULT
 
 @dataclass(frozen=True)
 class Acted:
-    """What acting leaves behind: the action ``[B, ...]``, the latents ``[B, ...]`` behind it, and log p(z, a | s) ``[B]``."""
+    """What acting leaves behind.
+
+    The action ``[B, ...]``, the latents ``[B, ...]`` behind it, and log p(z, a | s) ``[B]``.
+    """
 
     action: Tensor
     latents: Latents
@@ -101,7 +104,10 @@ def draw_prior(policy: LatentPolicy, obs: Observations, *, num_particles: int) -
 def draw_guide(
     policy: LatentPolicy, obs: Observations, action: Tensor, *, num_particles: int, pathwise: bool = False
 ) -> Drawn:
-    """Draw K latents a row from q_psi(z | s, a); ``pathwise`` keeps them differentiable in psi where that is possible."""
+    """Draw K latents a row from q_psi(z | s, a).
+
+    ``pathwise`` keeps them differentiable in psi where that is possible.
+    """
     run = _run(policy, "guide", obs, action, num_particles=num_particles, pathwise=pathwise)
     return _drawn(run)
 
@@ -148,7 +154,8 @@ def log_joint(policy: LatentPolicy, obs: Observations, action: Tensor, latents: 
 def support(policy: LatentPolicy, obs: Observations) -> Latents:
     """List every joint value of the model's discrete latents as particles ``[C, B]``; C is the product of their sizes.
 
-    Sizes may not depend on another latent's value. A continuous or infinite site is a :class:`~latentpg.errors.SiteError`.
+    Sizes may not depend on another latent's value. A continuous or infinite site is a
+    :class:`~latentpg.errors.SiteError`.
     """
     rows = num_rows(obs)
     sizes = {}
@@ -203,14 +210,14 @@ class _Run:
     log_observed: dict[str, Tensor]
     distributions: dict[str, Distribution]
     action: Tensor | None
-    dtype: torch.dtype
+    policy: LatentPolicy
     device: torch.device
 
 
 def _total(run: _Run, *, latent: bool = False, observed: bool = False) -> Tensor:
     parts = [*run.log_latent.values()] * latent + [*run.log_observed.values()] * observed
     if not parts:
-        return torch.zeros(run.shape, dtype=run.dtype, device=run.device)
+        return torch.zeros(run.shape, dtype=parameter_dtype(run.policy), device=run.device)
     total = parts[0]
     for part in parts[1:]:
         total = total + part
@@ -258,18 +265,20 @@ def _run(
     if program == "model" and not stop_at_action:
         _check_action_site(capture, observed=action is not None)
 
-    def restore(value: Tensor) -> Tensor:
-        return value.unflatten(0, shape) if flatten and value.ndim else value
+    def restore(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not flatten:
+            return values
+        return {name: value.unflatten(0, shape) if value.ndim else value for name, value in values.items()}
 
     return _Run(
         program,
         shape,
-        {name: restore(value) for name, value in capture.latents.items()},
-        {name: restore(value) for name, value in capture.log_latent.items()},
-        {name: restore(value) for name, value in capture.log_observed.items()},
+        restore(capture.latents),
+        restore(capture.log_latent),
+        restore(capture.log_observed),
         capture.distributions,
         capture.action,
-        parameter_dtype(policy),
+        policy,
         (obs if isinstance(obs, Tensor) else obs[0]).device,
     )
 

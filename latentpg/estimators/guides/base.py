@@ -1,8 +1,9 @@
 r"""The contract of a guide objective: what psi is trained on, chosen apart from the estimator.
 
-``loss(policy, obs, action, *, particles, latents)`` returns rows ``[B]`` to *minimise*; only its gradient in psi is meant, and a
-learner takes it by ``torch.autograd.grad`` over ``policy.guide_parameters()``, so that no objective leaks into another's
-parameters. ``particles`` are stored ones, ``latents`` those recorded while acting; an objective says which it needs.
+``loss(policy, obs, action, *, particles, latents)`` returns rows ``[B]`` to *minimise*; only its gradient in psi is
+meant, and a learner takes it by ``torch.autograd.grad`` over ``policy.guide_parameters()``, so that no objective leaks
+into another's parameters. ``particles`` are stored ones, ``latents`` those recorded while acting; an objective says
+which it needs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.distributions import Distribution
 
 from latentpg.errors import EstimatorError
 from latentpg.estimators.base import Particles
-from latentpg.programs import Drawn, Latents, LatentPolicy, Observations, log_joint, score_guide
+from latentpg.programs import Drawn, LatentPolicy, Latents, Observations, log_joint, score_guide
 
 
 @runtime_checkable
@@ -57,8 +58,8 @@ def bound_log_weight(policy: LatentPolicy, obs: Observations, action: Tensor, dr
 def path_only_log_weight(policy: LatentPolicy, obs: Observations, action: Tensor, drawn: Drawn) -> Float[Tensor, "K B"]:
     r"""Score guide draws with psi held fixed inside log q: gradients reach psi through z alone.
 
-    The guide is scored a second time at detached latents, which isolates the direct term :math:`\partial\log q/\partial\psi`; taking
-    it off leaves the path (Roeder, Wu and Duvenaud, "Sticking the Landing", 2017).
+    The guide is scored a second time at detached latents, which isolates the direct term :math:`\partial\log
+    q/\partial\psi`; taking it off leaves the path (Roeder, Wu and Duvenaud, "Sticking the Landing", 2017).
     """
     held = {name: value.detach() for name, value in drawn.latents.items()}
     direct = score_guide(policy, obs, action, held).log_prob

@@ -11,15 +11,15 @@ from torch import Tensor
 from latentpg.estimators.base import Particles, check_num_particles
 from latentpg.estimators.guides.base import bound_log_weight, path_only_log_weight, require_pathwise, with_value
 from latentpg.numerics.weights import leave_one_out_mean
-from latentpg.programs import Latents, LatentPolicy, Observations, draw_guide, log_joint
+from latentpg.programs import LatentPolicy, Latents, Observations, draw_guide, log_joint
 
 
 @dataclass(frozen=True)
 class ELBOGuide:
     r"""Minimise :math:`-\frac1K\sum_k\log w_k`, pathwise where a site has ``rsample`` and by score function elsewhere.
 
-    Discrete sites get the surrogate :math:`(\log w_k - b_k)\log q(z_k)` with the leave-one-out mean as baseline; K = 1 has none. Unbiased
-    for the gradient of the bound, for any mixture of discrete and continuous sites.
+    Discrete sites get the surrogate :math:`(\log w_k - b_k)\log q(z_k)` with the leave-one-out mean as baseline; K = 1
+    has none. Unbiased for the gradient of the bound, for any mixture of discrete and continuous sites.
     """
 
     num_particles: int = 8
@@ -52,8 +52,8 @@ class ELBOGuide:
 class ScoreELBO:
     r"""Minimise :math:`-\frac1K\sum_k\log w_k` by the score function at every site, with the leave-one-out baseline.
 
-    The surrogate is :math:`(\log w_k - b_k)\log q_\psi(z_k)` (Mnih and Gregor, 2014; Kool et al., 2019). Unbiased for the bound's
-    gradient whatever the sites, with more variance than a pathwise one.
+    The surrogate is :math:`(\log w_k - b_k)\log q_\psi(z_k)` (Mnih and Gregor, 2014; Kool et al., 2019). Unbiased for
+    the bound's gradient whatever the sites, with more variance than a pathwise one.
     """
 
     num_particles: int = 8
@@ -83,9 +83,9 @@ class ScoreELBO:
 class StickingTheLanding:
     r"""Minimise :math:`-\frac1K\sum_k\log w_k` along the path only: psi is held fixed inside log q.
 
-    The term left out has expectation zero for this bound, so the gradient stays unbiased, and its variance vanishes as q reaches
-    the posterior (Roeder et al., 2017). Not to be carried over to the IWAE bound at K > 1, where it is biased: see
-    :class:`DoublyReparameterized`. Continuous sites only.
+    The term left out has expectation zero for this bound, so the gradient stays unbiased, and its variance vanishes as
+    q reaches the posterior (Roeder et al., 2017). Not to be carried over to the IWAE bound at K > 1, where it is
+    biased: see :class:`DoublyReparameterized`. Continuous sites only.
     """
 
     num_particles: int = 8

@@ -11,15 +11,15 @@ from torch import Tensor
 from latentpg.estimators.base import Particles, check_num_particles
 from latentpg.estimators.guides.base import bound_log_weight, path_only_log_weight, require_pathwise, with_value
 from latentpg.numerics.weights import leave_one_out_log_mean_exp, log_mean_exp, normalized_weights
-from latentpg.programs import Latents, LatentPolicy, Observations, draw_guide
+from latentpg.programs import LatentPolicy, Latents, Observations, draw_guide
 
 
 @dataclass(frozen=True)
 class IWAE:
     r"""Minimise :math:`-\log\frac1K\sum_k w_k` pathwise (Burda et al., 2016).
 
-    Unbiased for the gradient of :math:`L_K`, but its signal-to-noise ratio in psi falls as :math:`K^{-1/2}` (Rainforth et al., "Tighter
-    Variational Bounds Are Not Necessarily Better", 2018). Continuous sites only.
+    Unbiased for the gradient of :math:`L_K`, but its signal-to-noise ratio in psi falls as :math:`K^{-1/2}` (Rainforth
+    et al., "Tighter Variational Bounds Are Not Necessarily Better", 2018). Continuous sites only.
     """
 
     num_particles: int = 8
@@ -47,8 +47,8 @@ class IWAE:
 class DoublyReparameterized:
     r"""Minimise :math:`-L_K` with the gradient :math:`\sum_k \bar w_k^2\, \partial_z\log w_k\, \partial_\psi z_k`.
 
-    Unbiased for the same gradient as :class:`IWAE`, and its signal-to-noise ratio grows with K instead (Tucker, Lawson, Gu and
-    Maddison, "Doubly Reparameterized Gradient Estimators", 2019, Eq. 9). Continuous sites only.
+    Unbiased for the same gradient as :class:`IWAE`, and its signal-to-noise ratio grows with K instead (Tucker, Lawson,
+    Gu and Maddison, "Doubly Reparameterized Gradient Estimators", 2019, Eq. 9). Continuous sites only.
     """
 
     num_particles: int = 8
@@ -78,9 +78,9 @@ class DoublyReparameterized:
 class VIMCO:
     r"""Minimise :math:`-L_K` by the score function with a leave-one-out bound as baseline.
 
-    The surrogate is :math:`\sum_k (L - L_{-k})\log q(z_k) + L`, where :math:`L_{-k}` replaces the k-th weight by the geometric mean of the
-    others; the last term brings :math:`-\sum_k\bar w_k\nabla\log q(z_k)`, without which the gradient is biased (Mnih and Rezende, 2016).
-    Any sites; K >= 2.
+    The surrogate is :math:`\sum_k (L - L_{-k})\log q(z_k) + L`, where :math:`L_{-k}` replaces the k-th weight by the
+    geometric mean of the others; the last term brings :math:`-\sum_k\bar w_k\nabla\log q(z_k)`, without which the
+    gradient is biased (Mnih and Rezende, 2016). Any sites; K >= 2.
     """
 
     num_particles: int = 8

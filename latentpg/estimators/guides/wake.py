@@ -1,4 +1,7 @@
-r"""Guide objectives that minimise the inclusive divergence KL(p(z | s, a) || q): wake, sleep and what recorded latents allow."""
+r"""Guide objectives that minimise the inclusive divergence KL(p(z | s, a) || q).
+
+Wake, sleep and what recorded latents allow.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from latentpg.errors import EstimatorError
 from latentpg.estimators.base import Particles, check_log_weights, check_num_particles, require_recorded
 from latentpg.estimators.importance import WakeSleep, log_weights
 from latentpg.numerics.weights import normalized_weights
-from latentpg.programs import Latents, LatentPolicy, Observations, act, repeat_rows, score_guide
+from latentpg.programs import LatentPolicy, Latents, Observations, act, repeat_rows, score_guide
 
 _ONE_PARTICLE = "a self-normalised weight is 1 at K = 1, and the expected gradient is zero"
 
@@ -21,8 +24,9 @@ _ONE_PARTICLE = "a self-normalised weight is 1 at K = 1, and the expected gradie
 class Wake:
     r"""Minimise :math:`-\sum_k\bar w_k\log q_\psi(z_k)`: wake-phase phi of reweighted wake-sleep.
 
-    Self-normalised importance sampling of the inclusive divergence, biased by O(1/K) (Bornschein and Bengio, 2015). Stored particles
-    are used if there are any; otherwise K are drawn from the guide. K = 1 is an error: its expected gradient is zero.
+    Self-normalised importance sampling of the inclusive divergence, biased by O(1/K) (Bornschein and Bengio, 2015).
+    Stored particles are used if there are any; otherwise K are drawn from the guide. K = 1 is an error: its expected
+    gradient is zero.
     """
 
     num_particles: int = 8
@@ -59,9 +63,9 @@ class Wake:
 class ConditionalWake:
     r"""Minimise :math:`-\sum_k\bar w_k\log q_\psi(z_k)` over particles that retain the recorded latent.
 
-    With the particles of :class:`~latentpg.estimators.ConditionalIS`, drawn before psi moved, its gradient is unbiased for that of the
-    inclusive divergence at the parameters that acted, for every K and proposal, with less variance than :class:`Recorded`. After the
-    model has drifted, multiply the rows by the ratio for exactness under the new policy.
+    With the particles of :class:`~latentpg.estimators.ConditionalIS`, drawn before psi moved, its gradient is unbiased
+    for that of the inclusive divergence at the parameters that acted, for every K and proposal, with less variance than
+    :class:`Recorded`. After the model has drifted, multiply the rows by the ratio for exactness under the new policy.
     """
 
     def loss(
@@ -89,8 +93,8 @@ class ConditionalWake:
 class Recorded:
     r"""Minimise :math:`-\log q_\psi(z_0 \mid s, a)` on the latent recorded while acting.
 
-    That latent is an exact posterior draw at the parameters that acted, so the gradient is unbiased for that of the inclusive
-    divergence there. Demonstrations carry no latent: an error.
+    That latent is an exact posterior draw at the parameters that acted, so the gradient is unbiased for that of the
+    inclusive divergence there. Demonstrations carry no latent: an error.
     """
 
     def loss(
@@ -111,8 +115,8 @@ class Recorded:
 class Sleep:
     r"""Minimise :math:`-\log q_\psi(z \mid s, a)` on dreams (z, a) drawn from the model at the rows' observations.
 
-    Unbiased for the inclusive divergence averaged over the *model's* actions, which are the data's only on-policy (Hinton, Dayan,
-    Frey and Neal, "The Wake-Sleep Algorithm", 1995). The rows' own actions are not used.
+    Unbiased for the inclusive divergence averaged over the *model's* actions, which are the data's only on-policy
+    (Hinton, Dayan, Frey and Neal, "The Wake-Sleep Algorithm", 1995). The rows' own actions are not used.
     """
 
     num_dreams: int = 1
