@@ -6,7 +6,7 @@ used again after the parameters have moved:
 ``propose(policy, obs, action, latents)``
     draws :class:`Particles`, without a gradient; ``latents`` is what was recorded while acting, if anything was;
 ``estimate(policy, obs, action, particles)``
-    returns an :class:`Estimate`, whose ``log_prob [B]`` has a value that estimates log pi and an autograd gradient, in theta
+    returns an :class:`Estimate`, whose ``log_prob [B]`` has a value that estimates log pi and a gradient, in theta
     and phi, that estimates its gradient.
 
 The ratio of new to old policy is the exponential of the difference of two ``log_prob`` on the *same* particles.
@@ -152,7 +152,7 @@ def check_log_weights(where: str, log_weight: Float[Tensor, "K B"]) -> None:
     if not is_concrete():
         return
     top = log_weight.detach().amax(0)
-    # One sum tells whether any term is NaN or infinite, at a fifth of the cost of asking each; it may only overflow too.
+    # One sum tells whether any term is NaN or infinite, at a fifth of the cost of asking each; it may overflow too.
     if math.isfinite(float(top.sum())) or bool(torch.isfinite(top).all()):
         return
     bad = (~torch.isfinite(top)).nonzero().flatten()

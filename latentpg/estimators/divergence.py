@@ -1,4 +1,4 @@
-r"""Divergences between two latent policies at given states: exact where everything is enumerable, bounded by the joint elsewhere.
+r"""Divergences between two latent policies at given states: exact where enumerable, bounded by the joint elsewhere.
 
 From sampled actions, KL(pi || ref) is estimated by k1, k2 and k3 of :mod:`latentpg.numerics.divergences` applied to a
 difference of ``log_prob``. The log-ratios of a *retained* set are those of the augmented law over actions and
@@ -10,22 +10,21 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import kl_divergence
 
-from latentpg.errors import EstimatorError, SiteError, did_you_mean
+from latentpg.errors import EstimatorError, SiteError
 from latentpg.estimators.base import check_num_particles
 from latentpg.estimators.exact import Exact
 from latentpg.programs import (
     LatentPolicy,
     Latents,
     Observations,
-    act,
+    conditionals,
     draw_prior,
     num_rows,
-    score_model,
+    parameter_dtype,
     score_prior,
     support,
-    take_rows,
 )
 from latentpg.programs.capture import ACTION
 
@@ -33,7 +32,7 @@ from latentpg.programs.capture import ACTION
 def joint_kl(
     policy: LatentPolicy, reference: LatentPolicy, obs: Observations, *, num_particles: int | None = None
 ) -> Float[Tensor, " B"]:
-    r"""Compute :math:`\mathrm{KL}(p(z, a|s)\,\|\,p_{ref}(z, a|s))`, an upper bound of :math:`\mathrm{KL}(\pi\,\|\,\pi_{ref})`.
+    r"""Compute :math:`\mathrm{KL}(p(z, a|s)\,\|\,p_{ref}(z, a|s))`, a bound of :math:`\mathrm{KL}(\pi\,\|\,\pi_{ref})`.
 
     By the chain rule it is the sum over sites of :math:`\mathbb E_{z\sim p}\,\mathrm{KL}` between the conditionals,
     each in closed form; the data-processing inequality makes it a bound, tight when the posteriors agree. The
@@ -57,7 +56,9 @@ def joint_kl(
 
 
 def exact_kl(policy: LatentPolicy, reference: LatentPolicy, obs: Observations) -> Float[Tensor, " B"]:
-    r"""Compute :math:`\mathrm{KL}(\pi\,\|\,\pi_{ref}) = \sum_a \pi(a|s)\log\frac{\pi(a|s)}{\pi_{ref}(a|s)}` by enumerating actions and latents.
+    r"""Compute the divergence of the marginals by enumerating actions and latents.
+
+    .. math:: \mathrm{KL}(\pi\,\|\,\pi_{ref}) = \sum_a \pi(a|s)\log\frac{\pi(a|s)}{\pi_{ref}(a|s)}
 
     For discrete latents and a finite action space; differentiable in both policies.
     """
@@ -72,9 +73,9 @@ def exact_entropy(policy: LatentPolicy, obs: Observations) -> Float[Tensor, " B"
 
 
 def marginal_table(policy: LatentPolicy, obs: Observations) -> Float[Tensor, "A B"]:
-    """Compute log pi(a | s) of every action of a finite action space, ``[A, B]``, in the order of the head's own enumeration."""
+    """Compute log pi(a | s) of every action of a finite space, ``[A, B]``, in the order of the head's enumeration."""
     with torch.no_grad():
-        head = _head(policy, obs)
+        head = conditionals(policy, obs, draw_prior(policy, obs, num_particles=1).latents)[ACTION]
     if not head.has_enumerate_support:
         raise SiteError(
             "exact_kl() or exact_entropy()",
@@ -92,30 +93,12 @@ def marginal_table(policy: LatentPolicy, obs: Observations) -> Float[Tensor, "A 
     return torch.stack(columns)
 
 
-def _head(policy: LatentPolicy, obs: Observations) -> Distribution:
-    latents = draw_prior(policy, obs, num_particles=1).latents
-    example = _example_action(policy, take_rows(obs, slice(0, 1)))
-    action = example.expand(num_rows(obs), *example.shape[1:])
-    return score_model(policy, obs, action, latents).distributions[ACTION]
-
-
 def _conditional_kl(
     policy: LatentPolicy, reference: LatentPolicy, obs: Observations, latents: Latents
 ) -> Float[Tensor, "K B"]:
-    example = _example_action(policy, take_rows(obs, slice(0, 1)))
-    action = example.expand(num_rows(obs), *example.shape[1:])
-    ours = score_model(policy, obs, action, latents).distributions
-    theirs = score_model(reference, obs, action, latents).distributions
-    if set(ours) != set(theirs):
-        raise SiteError(
-            "joint_kl()",
-            "the two policies have different sites",
-            expected=str(sorted(ours)),
-            got=str(sorted(theirs)),
-            fix=did_you_mean(next(iter(set(theirs) ^ set(ours))), ours),
-        )
+    ours, theirs = conditionals(policy, obs, latents), conditionals(reference, obs, latents)
     shape = (len(next(iter(latents.values()))) if latents else 1, num_rows(obs))
-    total = torch.zeros(())
+    total = torch.zeros((), dtype=parameter_dtype(policy))
     for name, fn in ours.items():
         try:
             total = total + kl_divergence(fn, theirs[name])
@@ -128,11 +111,6 @@ def _conditional_kl(
                 fix="k1 to k3 of sampled actions, or torch.distributions.kl.register_kl",
             ) from error
     return total.expand(shape)
-
-
-def _example_action(policy: LatentPolicy, obs: Observations) -> Tensor:
-    """Draw one action, to reach the distributions behind the site; its value does not matter."""
-    return act(policy, obs).action
 
 
 def _require_support(policy: LatentPolicy, obs: Observations) -> Latents:

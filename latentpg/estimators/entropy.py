@@ -27,7 +27,7 @@ from latentpg.programs import LatentPolicy, Latents, Observations
 def entropy_surrogate(
     log_prob: Float[Tensor, " B"], independent_value: Float[Tensor, " B"], *, baseline: float | Tensor = 0.0
 ) -> Float[Tensor, " B"]:
-    r"""Return rows with value :math:`-\log\pi` and gradient :math:`-(\log\pi + b)\nabla\log\pi`, to be averaged and maximised.
+    r"""Return rows with value :math:`-\log\pi` and gradient :math:`-(\log\pi + b)\nabla\log\pi`; maximise their mean.
 
     ``log_prob`` brings the gradient, ``independent_value`` the value, from particles of its own. Valid only on-policy.
     A ``baseline`` b that does not depend on the row's action, such as minus the batch mean of the other rows, lowers
@@ -51,7 +51,7 @@ def entropy_surrogate(
 
 @dataclass(frozen=True)
 class Entropy:
-    """Entropy bonus of a latent policy on its own actions: ``gradient`` brings ∇log pi, ``value`` an independent log pi.
+    """Entropy bonus on a policy's own actions: ``gradient`` brings ∇log pi, ``value`` an independent log pi.
 
     The rows' expected gradient is exact with ``Exact`` for both. With ``ConditionalIS`` for the gradient it is exact
     but for the O(1/K) bias of the value, which is a lower bound of log pi in expectation. Valid only at the parameters
@@ -73,7 +73,7 @@ class Entropy:
     def estimate(
         self, policy: LatentPolicy, obs: Observations, action: Tensor, particles: tuple[Particles, Particles]
     ) -> Estimate:
-        """Return the rows of :func:`entropy_surrogate` as ``log_prob``'s counterpart, with the gradient's diagnostics."""
+        """Return the rows of :func:`entropy_surrogate` in ``log_prob``'s place, with the gradient's diagnostics."""
         slope = self.gradient.estimate(policy, obs, action, particles[0])
         with torch.no_grad():
             value = self.value.estimate(policy, obs, action, particles[1]).log_prob

@@ -15,7 +15,7 @@ from latentpg.programs import LatentPolicy, Latents, Observations, num_rows, par
 
 @dataclass(frozen=True)
 class Exact:
-    r"""Enumerate every joint value of the discrete latents: :math:`\log\sum_z p(z, a | s)`, exact in value and gradient.
+    r"""Enumerate the joint values of discrete latents: :math:`\log\sum_z p(z, a | s)`, exact in value and gradient.
 
     Each of the C support points is a particle of weight p(z, a | s), that is, of proposal density 1/C. The effective
     sample size it reports is that of the posterior: one when a single latent explains the action, C when all do

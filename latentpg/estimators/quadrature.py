@@ -37,9 +37,10 @@ MAX_DIMENSIONS = 3
 class Quadrature:
     r"""Integrate Gaussian latents on a Gauss-Hermite grid centred and scaled by the guide; sum discrete ones.
 
-    .. math:: \pi(a|s) \approx \sum_c \sum_i W_i \frac{p(c, z_i, a|s)}{\mathcal N(z_i; \mu_q, \sigma_q)},\qquad z_i = \mu_q + \sigma_q x_i
+    .. math:: \pi(a|s) \approx \sum_c \sum_i W_i \frac{p(c, z_i, a|s)}{\mathcal N(z_i; \mu_q, \sigma_q)}
 
-    with nodes x and weights W of the standard normal. It is for checking, not for training: it refuses with
+    with :math:`z_i = \mu_q + \sigma_q x_i`, nodes x and weights W of the standard normal. It is
+    for checking, not for training: it refuses with
     :class:`~latentpg.errors.QuadratureError` when doubling the nodes moves log pi by more than ``tolerance`` nats in
     any row, which is what happens when the guide is far from a peaked posterior.
     """

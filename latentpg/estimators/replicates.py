@@ -101,7 +101,7 @@ def _replicate(
             "replicates",
             "non-finite gradients or values",
             expected="finite results in every replicate",
-            got=f"{int((~torch.isfinite(flat)).any(1).sum())} of {num_replicates} replicates with a non-finite gradient",
+            got=f"non-finite gradients in {int((~torch.isfinite(flat)).any(1).sum())} of {num_replicates} replicates",
             fix="call the estimator once outside: it names the row and the likely cause",
         )
     return flat.detach(), values.detach()

@@ -42,7 +42,7 @@ def k2(log_ratio: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
 
 
 def k3(log_ratio: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    r"""Estimate KL(pi || ref) by :math:`e^{-x} - 1 + x` with :math:`x = \log\pi - \log\pi_{ref}`: unbiased and never negative.
+    r"""Estimate KL(pi || ref) by :math:`e^{-x} - 1 + x`, x the log-ratio: unbiased and never negative.
 
     >>> import torch
     >>> k3(torch.tensor([0.0]))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def hermite_grid(num_nodes: int, dimensions: int) -> tuple[Float[Tensor, "M D"], Float[Tensor, " M"]]:
-    r"""Return nodes x and log-weights of a product rule: :math:`\sum_m W_m f(x_m) \approx \mathbb E f(X)`, X standard normal.
+    r"""Return nodes and log-weights for the standard normal: :math:`\sum_m W_m f(x_m) \approx \mathbb E f(X)`.
 
     M is ``num_nodes ** dimensions``; the rule is exact for polynomials of degree below ``2 * num_nodes`` in each
     coordinate (Golub and Welsch, 1969). Everything is float64.

@@ -1,4 +1,4 @@
-r"""Adapt a stranger's Pyro programs: plates, ``pyro.param``, ``pyro.module``, several sites, programs that cannot broadcast.
+r"""Adapt a stranger's Pyro programs: plates, ``pyro.param``, ``pyro.module``, no broadcasting over particles.
 
 Left in Pyro's global store, parameters would not be in ``policy.parameters()``, and a deep-copied reference policy
 would follow the live one, so that the KL between them is always zero. :func:`from_pyro` runs both programs once, takes

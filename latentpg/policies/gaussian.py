@@ -17,7 +17,9 @@ from latentpg.programs.rows import Observations
 
 
 class GaussianPolicy(nn.Module):
-    r"""Gaussian latent of Z dimensions: :math:`\pi(a|s) = \int p_\theta(a|s,z)\, \mathcal N(z; \mu_\phi(s), \sigma_\phi(s))\, dz`.
+    r"""Gaussian latent of Z dimensions.
+
+    .. math:: \pi(a|s) = \int p_\theta(a|s,z)\, \mathcal N(z; \mu_\phi(s), \sigma_\phi(s))\, dz
 
     The one latent site ``"z"`` is ``[K, B, Z]``. ``prior="learned"`` has a network give its mean and log standard
     deviation; ``prior="standard"`` is N(0, I), and there is no phi.

@@ -33,7 +33,7 @@ def observation_size(space: spaces.Space[Any]) -> int:
 
 
 def encode_observations(space: spaces.Space[Any], batch: Any) -> Float[Tensor, "N S"]:  # noqa: ANN401 (what an env gives)
-    """Flatten what a vector environment of N members returned to float32 ``[N, S]``, in the order of Gymnasium's ``flatten``.
+    """Flatten observations of N members to float32 ``[N, S]``, in the order of Gymnasium's ``flatten``.
 
     ``Box`` rows are reshaped, ``Discrete`` and ``MultiDiscrete`` become one-hot, ``Dict`` and ``Tuple`` are
     concatenated.
@@ -122,7 +122,7 @@ def unsupported_action_space(space: spaces.Space[Any]) -> SpaceError:
         "no action head serves it",
         expected="Discrete, MultiDiscrete, MultiBinary or a floating-point Box",
         got=repr(space),
-        fix="wrap the environment with gymnasium.wrappers.TransformAction, or write the decoder as your own Pyro program",
+        fix="wrap the environment with gymnasium.wrappers.TransformAction, or write your own decoder program",
     )
 
 

@@ -22,7 +22,7 @@ SVIProgram = Callable[[Any, Tensor], Any]
 
 
 def svi_pair(policy: LatentPolicy, *, name: str = "latentpg") -> tuple[SVIProgram, SVIProgram]:
-    """Return ``(model, guide)`` for ``pyro.infer.SVI(model, guide, optim, loss)``; step it with ``svi.step(obs, action)``.
+    """Return ``(model, guide)`` for ``pyro.infer.SVI(model, guide, optim, loss)``; call ``svi.step(obs, action)``.
 
     Rows are in a plate at dimension -1, so enumeration by ``TraceEnum_ELBO(max_plate_nesting=1)`` needs only
     ``pyro.infer.config_enumerate``. Pyro sums its loss over rows. The policy's parameters enter Pyro's store under

@@ -31,9 +31,12 @@ from latentpg.programs.rows import is_concrete
 ACTION = "action"
 """The name every model gives to the site that the environment sees."""
 
+LAST_GIVEN = "last given latent"
+"""Where a run may stop: see :class:`Capture`."""
 
-class ReachedAction(Exception):
-    """Raised inside a program, and caught by the runner, when only what precedes the action was asked for."""
+
+class Reached(Exception):
+    """Raised inside a program, and caught by the runner, when all that was asked for has been met."""
 
 
 class Capture(Messenger):
@@ -42,6 +45,9 @@ class Capture(Messenger):
     ``values`` are injected where their site is met and drawn otherwise. ``num_particles`` None means one draw a row,
     without a particle dimension. After the run ``latents`` holds each latent's value, ``log_latent`` and
     ``log_observed`` the log-probabilities by site, and ``distributions`` the distribution met at each site.
+
+    ``stop=ACTION`` ends the run when the action is reached, before it is drawn or scored; ``stop=LAST_GIVEN`` already
+    when every given latent has been met, which spares what a program computes for its action.
     """
 
     def __init__(
@@ -52,14 +58,14 @@ class Capture(Messenger):
         num_particles: int | None = None,
         values: Mapping[str, Tensor] | None = None,
         pathwise: bool = False,
-        stop_at_action: bool = False,
+        stop: str | None = None,
         score_latents: bool = True,
     ) -> None:
         """Say which program runs (for messages), on how many rows and particles, and which values are given."""
         super().__init__()
         self.program, self.rows, self.num_particles = program, rows, num_particles
         self.values: Mapping[str, Tensor] = {} if values is None else values
-        self.pathwise, self.stop_at_action, self.score_latents = pathwise, stop_at_action, score_latents
+        self.pathwise, self.stop, self.score_latents = pathwise, stop, score_latents
         self.latents: dict[str, Tensor] = {}
         self.log_latent: dict[str, Tensor] = {}
         self.log_observed: dict[str, Tensor] = {}
@@ -80,13 +86,16 @@ class Capture(Messenger):
             return
         name = msg["name"]
         if name == ACTION:
-            if self.stop_at_action:
-                raise ReachedAction
+            if self.stop is not None:
+                self.distributions[ACTION] = fn
+                raise Reached
             self._visit_action(msg, fn)
         elif msg["is_observed"]:
             self.log_observed[name] = self._score(msg, name, fn, msg["value"])
         else:
             self._visit_latent(msg, name, fn)
+            if self.stop == LAST_GIVEN and self.latents.keys() == self.values.keys():
+                raise Reached
 
     def _postprocess_message(self, msg: Any) -> None:  # noqa: ANN401 (see above)
         return

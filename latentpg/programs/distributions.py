@@ -1,4 +1,4 @@
-"""Lean Pyro distributions: they check shapes once, validate nothing per call, and work under ``vmap`` and ``torch.compile``.
+"""Lean Pyro distributions: shapes checked once, no validation per call, safe under ``vmap`` and ``torch.compile``.
 
 Any Pyro distribution can be used in a program; these are what the ready-made policies use because they cost less.
 """
@@ -25,7 +25,7 @@ _HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 class DiagNormal(dist.TorchDistribution):
     r"""Gaussian vector with independent coordinates, parametrised by ``log_scale``.
 
-    .. math:: \log p(x) = -\tfrac12 \sum_i \Big(\frac{x_i - \mu_i}{\sigma_i}\Big)^2 - \sum_i \log\sigma_i - \tfrac{D}{2}\log 2\pi
+    .. math:: \log p(x) = -\tfrac12 \sum_i (x_i - \mu_i)^2 / \sigma_i^2 - \sum_i \log\sigma_i - \tfrac{D}{2}\log 2\pi
 
     ``loc`` and ``log_scale`` are ``[..., D]`` and broadcast; the event is the last dimension. ``rsample`` draws by
     ``randn``, which ``torch.func.vmap`` and ``torch.compile`` understand (``torch.normal``, behind the stock one, is

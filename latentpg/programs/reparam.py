@@ -74,9 +74,9 @@ def reparameterize(policy: LatentPolicy) -> ReparameterizedPolicy:
 
 
 def latents_to_noise(policy: LatentPolicy, obs: Observations, latents: Latents) -> dict[str, Tensor]:
-    r"""Recover the noise behind recorded latents ``[B, ...]``: :math:`\epsilon = (z - \mu_\phi(s)) / \sigma_\phi(s)`, without a gradient.
+    r"""Recover the noise behind recorded latents ``[B, ...]``: :math:`\epsilon = (z - \mu_\phi(s)) / \sigma_\phi(s)`.
 
-    Right only at the parameters that drew the latents.
+    No gradient; right only at the parameters that drew the latents.
     """
     with torch.no_grad():
         scored = score_prior(policy, obs, {name: value.unsqueeze(0) for name, value in latents.items()})

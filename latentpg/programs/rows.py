@@ -90,7 +90,7 @@ def repeat_rows(values: Nested, num_particles: int) -> Nested:
 
 def _map(function: Callable[[Tensor], Tensor], values: Nested) -> Nested:
     if isinstance(values, Tensor):
-        return function(values)  # type: ignore[return-value]
+        return function(values)
     if isinstance(values, Mapping):
         return {name: _map(function, leaf) for name, leaf in values.items()}  # type: ignore[return-value]
     if isinstance(values, tuple):
@@ -113,7 +113,7 @@ def _leaves(values: object) -> list[Tensor]:
 
 
 def is_concrete() -> bool:
-    """Tell whether tensors hold numbers that Python may look at: not under ``torch.func`` transforms or ``torch.compile``.
+    """Tell whether tensors hold numbers to look at: not under ``torch.func`` transforms or ``torch.compile``.
 
     >>> is_concrete()
     True

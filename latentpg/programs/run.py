@@ -19,7 +19,7 @@ from torch.distributions import Distribution
 from torch.utils.checkpoint import checkpoint
 
 from latentpg.errors import OptionError, ShapeError, SiteError
-from latentpg.programs.capture import ACTION, Capture, ReachedAction
+from latentpg.programs.capture import ACTION, LAST_GIVEN, Capture, Reached
 from latentpg.programs.policy import LatentPolicy, parameter_dtype
 from latentpg.programs.rows import Observations, is_concrete, num_rows, repeat_rows, take_rows
 
@@ -96,9 +96,11 @@ def act(policy: LatentPolicy, obs: Observations) -> Acted:
 
 
 def draw_prior(policy: LatentPolicy, obs: Observations, *, num_particles: int) -> Drawn:
-    """Draw K latents a row from p_phi(z | s); the decoder is not run."""
-    run = _run(policy, "model", obs, None, num_particles=num_particles, stop_at_action=True)
-    return _drawn(run)
+    """Draw K latents a row from p_phi(z | s).
+
+    The program is left at its action; what it computes on the way, such as the decoder's network, is computed.
+    """
+    return _drawn(_run(policy, "model", obs, None, num_particles=num_particles, stop=ACTION))
 
 
 def draw_guide(
@@ -108,26 +110,28 @@ def draw_guide(
 
     ``pathwise`` keeps them differentiable in psi where that is possible.
     """
-    run = _run(policy, "guide", obs, action, num_particles=num_particles, pathwise=pathwise)
-    return _drawn(run)
+    return _drawn(_run(policy, "guide", obs, action, num_particles=num_particles, pathwise=pathwise))
 
 
 def score_prior(policy: LatentPolicy, obs: Observations, latents: Latents) -> Drawn:
-    """Score given latents under p_phi(z | s); the decoder is not run."""
-    run = _run(policy, "model", obs, None, num_particles=_count(latents), values=latents, stop_at_action=True)
-    return _drawn(run)
+    """Score given latents under p_phi(z | s); the program is left once it has met them all."""
+    return _drawn(_run(policy, "model", obs, None, num_particles=_count(latents), values=latents, stop=LAST_GIVEN))
 
 
 def score_guide(policy: LatentPolicy, obs: Observations, action: Tensor, latents: Latents) -> Drawn:
     """Score given latents under q_psi(z | s, a)."""
-    run = _run(policy, "guide", obs, action, num_particles=_count(latents), values=latents)
-    return _drawn(run)
+    return _drawn(_run(policy, "guide", obs, action, num_particles=_count(latents), values=latents))
 
 
 def score_model(policy: LatentPolicy, obs: Observations, action: Tensor, latents: Latents) -> Scores:
     """Score given latents and the action under the model, prior and likelihood apart, in one piece."""
     run = _run(policy, "model", obs, action, num_particles=_count(latents), values=latents)
     return Scores(_total(run, latent=True), _total(run, observed=True), run.distributions)
+
+
+def conditionals(policy: LatentPolicy, obs: Observations, latents: Latents) -> Mapping[str, Distribution]:
+    """Return the model's distribution at each latent site and at the action, given latents ``[K, B, ...]``."""
+    return _run(policy, "model", obs, None, num_particles=_count(latents), values=latents, stop=ACTION).distributions
 
 
 def log_joint(policy: LatentPolicy, obs: Observations, action: Tensor, latents: Latents) -> Float[Tensor, "K B"]:
@@ -175,8 +179,13 @@ def support(policy: LatentPolicy, obs: Observations) -> Latents:
 
 
 def _drawn(run: _Run) -> Drawn:
-    """Hand on a run's latents; what it observed (a ``factor`` in a guide, say) counts towards their density."""
-    return Drawn(run.latents, _total(run, latent=True, observed=True), run.distributions, run.log_latent)
+    """Hand on a run's latents and their density.
+
+    What a guide observes (a ``factor``) counts towards it; what a model observes on the way is likelihood, not prior.
+    """
+    density = _total(run, latent=True, observed=run.program == "guide")
+    distributions = {name: run.distributions[name] for name in run.latents}
+    return Drawn(run.latents, density, distributions, run.log_latent)
 
 
 def _finite_support(name: str, fn: Distribution) -> Tensor:
@@ -188,7 +197,7 @@ def _finite_support(name: str, fn: Distribution) -> Tensor:
             f"latent `{name}` is {kind}",
             expected="discrete latents of finite support",
             got=type(fn).__name__,
-            fix="use an estimator that samples (ConditionalIS, PosteriorIS), or Quadrature for up to 3 Gaussian dimensions",
+            fix="an estimator that samples (ConditionalIS, PosteriorIS), or Quadrature up to 3 Gaussian dimensions",
         )
     values = fn.enumerate_support(expand=False)
     return values.reshape(values.shape[0], *fn.event_shape)
@@ -233,7 +242,7 @@ def _run(
     num_particles: int | None,
     values: Latents | None = None,
     pathwise: bool = False,
-    stop_at_action: bool = False,
+    stop: str | None = None,
 ) -> _Run:
     """Run one program under the capturing messenger, as K * B rows if the policy cannot broadcast over particles."""
     rows = num_rows(obs)
@@ -257,12 +266,12 @@ def _run(
         num_particles=None if flatten else num_particles,
         values=given,
         pathwise=pathwise,
-        stop_at_action=stop_at_action,
+        stop=stop,
     )
     _call(policy, program, capture, obs, action)
     if values is not None:
         _check_sites(program, capture, values)
-    if program == "model" and not stop_at_action:
+    if program == "model" and stop is None:
         _check_action_site(capture, observed=action is not None)
 
     def restore(values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -290,7 +299,7 @@ def _call(policy: LatentPolicy, program: str, capture: Capture, obs: Observation
                 policy.model(obs, action)
             else:
                 policy.guide(obs, action)
-    except ReachedAction:
+    except Reached:
         return
     except RuntimeError as error:
         text = str(error)

@@ -57,16 +57,22 @@ class StudyResult:
         return [line for line in self.study.lines if any(m.cell.line == line for m in self.measured)]
 
 
-def run_study(study: Study, *, advance: Advance = silent) -> StudyResult:
-    """Build the source, then measure every cell that applies; ``advance`` hears of each as it is done."""
+def build_problem(study: Study) -> Problem:
+    """Build the study's source, and refuse one whose exact gradient vanishes: no share of it could be told."""
+    with one_thread():
+        problem = study.source.build(study.seed)
+        if not float(exact_gradient(problem).norm()) > 0:
+            raise StudyError("study source", "the exact gradient is zero", fix="more rows, or another source")
+    return problem
+
+
+def run_study(study: Study, problem: Problem, *, advance: Advance = silent) -> StudyResult:
+    """Measure every cell that applies on the problem that :func:`build_problem` built; ``advance`` hears of each as it is done."""
     start = time.monotonic()
     measured: list[Measured] = []
     skipped: list[Skipped] = []
-    with _one_thread():
-        problem = study.source.build(study.seed)
+    with one_thread():
         reference = exact_gradient(problem)
-        if not float(reference.norm()) > 0:
-            raise StudyError("run_study()", "the exact gradient is zero", fix="more rows, or another source")
         for cell in study.cells():
             seed = stream_seed(study.seed, cell.key)
             reason = _why_not(cell, problem, seed)
@@ -85,6 +91,17 @@ def run_study(study: Study, *, advance: Advance = silent) -> StudyResult:
     norm = float(reference.double().norm())
     seconds = time.monotonic() - start
     return StudyResult(study, norm, len(reference), problem.facts, tuple(measured), tuple(skipped), seconds)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one torch thread: for networks this small more of them contend, and times would say nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def merge_skipped(skipped: Sequence[Skipped]) -> list[tuple[str, str]]:
@@ -116,14 +133,3 @@ def _first_line(error: LatentPGError) -> str:
     lines = str(error).splitlines()
     likely = [line.partition(":")[2].strip() for line in lines if line.strip().startswith("likely:")]
     return "; ".join([lines[0].partition(": ")[2], *likely])
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one torch thread: for networks this small more of them contend, and times would say nothing."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

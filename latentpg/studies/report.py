@@ -1,0 +1,101 @@
+"""The one-page report of a study: a single HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from string import Template
+
+from latentpg.runs import FORMAT_VERSION, RunFolder, publish
+from latentpg.studies.expectations import expectation_of
+from latentpg.studies.figures import Drawn
+from latentpg.studies.run import StudyResult, merge_skipped
+from latentpg.studies.tables import Finding, find, summarize
+
+
+def write_report(result: StudyResult, folder: RunFolder, figures: Sequence[Drawn], *, command: str) -> None:
+    """Write ``report.html`` into a run folder."""
+    template = Template(resources.files("latentpg.studies").joinpath("report.html").read_text(encoding="utf-8"))
+    summary = summarize(result)
+    record = json.loads(folder.file("run.json").read_text(encoding="utf-8"))
+    page = template.substitute(
+        format_version=FORMAT_VERSION,
+        name=_text(result.study.name),
+        title=_text(result.study.title),
+        version=_text(record["versions"]["latentpg"]),
+        started=_text(record["started"]),
+        command=_text(command),
+        question=_text(_question(result)),
+        facts="\n".join(f"<li>{_text(name)}: {_text(_number(value))}</li>" for name, value in result.facts.items()),
+        norm=f"{result.reference_norm:.4g}",
+        num_parameters=result.num_parameters,
+        summary="\n".join([_row(summary.columns, "th"), *(_row(row, "td") for row in summary.rows)]),
+        findings="\n".join(_finding(finding) for finding in find(result)),
+        skipped=_skipped(result),
+        figures="\n".join(_figure(drawn) for drawn in figures),
+        num_replicates=result.study.num_replicates,
+        config=_text(folder.file("config.toml").read_text(encoding="utf-8")),
+        circumstances=_text(_circumstances(record, result)),
+    )
+    publish(folder.file("report.html"), page.encode())
+
+
+def _question(result: StudyResult) -> str:
+    study = result.study
+    sizes = ", ".join(map(str, study.num_particles))
+    return (
+        f"The gradient, in theta and phi, of the mean of log π(a|s) over {study.source.describe()}, by every estimator at "
+        f"K = {sizes}: {study.num_replicates} independent replicates each, held against the exact gradient by enumeration. Seed {study.seed}. "
+        "What the source says of the rows:"
+    )
+
+
+def _finding(finding: Finding) -> str:
+    claim = expectation_of(finding.line.estimator)
+    verdict = {True: "as expected", False: '<span class="against">against expectation</span>', None: "no test"}[
+        finding.agrees
+    ]
+    texts = (finding.line.label, claim.kind.value, claim.reason, finding.text)
+    return f"<tr>{''.join(f'<td>{_text(text)}</td>' for text in texts)}<td>{verdict}</td></tr>"
+
+
+def _skipped(result: StudyResult) -> str:
+    merged = merge_skipped(result.skipped)
+    if not merged:
+        return ""
+    items = "".join(f"<li><b>{_text(which)}</b>: {_text(why)}</li>" for which, why in merged)
+    return f"<p>Skipped, because it does not apply to this source:</p><ul>{items}</ul>"
+
+
+def _figure(drawn: Drawn) -> str:
+    # an image of its own keeps the identifiers inside one SVG apart from those of the next
+    source = base64.b64encode(drawn.svg_text).decode()
+    caption = f"{drawn.plot.label} against {drawn.plot.cost_label}"
+    return (
+        f'<figure><img alt="{_text(caption)}" src="data:image/svg+xml;base64,{source}">'
+        f"<figcaption>{_text(caption)} (<code>{_text(drawn.svg.name)}</code>)</figcaption></figure>"
+    )
+
+
+def _circumstances(record: dict, result: StudyResult) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    hardware = record["hardware"]
+    return (
+        f"Python {record['python']}; {versions}; commit {record['commit'] or 'unknown'}. {hardware['processor']}, {hardware['cores']} cores, "
+        f"one torch thread, {hardware['system']}. The cells took {result.seconds:.0f} s."
+    )
+
+
+def _row(entries: Iterable[str], tag: str) -> str:
+    return f"<tr>{''.join(f'<{tag}>{_text(entry)}</{tag}>' for entry in entries)}</tr>"
+
+
+def _number(value: float | int | str) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _text(value: str) -> str:
+    return html.escape(str(value))
