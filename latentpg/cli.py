@@ -1,16 +1,17 @@
 """The ``latentpg`` command.
 
-``latentpg study NAME`` runs a named study, ``latentpg list`` shows what there is. Exit status: 0, or 2 after one message on the
-error stream for a mistake of the user's, or 130 when interrupted.
+``latentpg study NAME`` runs a named study, ``latentpg list`` shows what there is. Exit status: 0, or 2 after one
+message on the error stream for a mistake of the user's, or 130 when interrupted.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _overview() -> str:
-    return f"""latentpg {__version__}: latent-variable policies and policy gradients through them, held to the exact answer.
+    return f"""latentpg {__version__}: latent-variable policies, and policy gradients held to the exact answer.
 
 usage: latentpg COMMAND [OPTIONS]
 
@@ -114,9 +115,9 @@ usage: latentpg COMMAND [OPTIONS]
 
 def _study(words: Sequence[str]) -> int:
     match [*words]:
-        case [] | ["-h" | "--help", *_]:
+        case ["-h" | "--help", *_]:
             print(f"usage: latentpg study NAME [OPTIONS]\n\nNAME is one of: {', '.join(STUDIES)}")
-            return 0 if words else USAGE_ERROR
+            return 0
         case [name, *rest] if not name.startswith("-"):
             study = make_study(name)
             options = _parse(study, rest)
@@ -124,15 +125,16 @@ def _study(words: Sequence[str]) -> int:
     raise OptionError(
         "latentpg study",
         "the study's name comes first",
-        expected="latentpg study NAME [OPTIONS]",
-        got=shlex.join(words),
-        fix=f"latentpg study {next(iter(STUDIES))} {shlex.join(words)}",
+        expected=f"latentpg study NAME [OPTIONS], with NAME one of {', '.join(STUDIES)}",
+        got=shlex.join(["latentpg", "study", *words]),
+        fix=f"latentpg study {next(iter(STUDIES))}",
     )
 
 
 def _parse(study: Study, words: Sequence[str]) -> StudyOptions:
-    """Parse the options of a study, whose own settings are the defaults; tyro explains mistakes and exits with status 2."""
+    """Parse the options of a study, whose own settings are the defaults; tyro exits with status 2 on a bad value."""
     assert isinstance(study.source, MixtureTransitions)
+    _check_words(f"latentpg study {study.name}", words, [f"--{f.name.replace('_', '-')}" for f in fields(StudyOptions)])
     defaults = StudyOptions(
         seed=study.seed,
         num_replicates=study.num_replicates,
@@ -143,6 +145,21 @@ def _parse(study: Study, words: Sequence[str]) -> StudyOptions:
     return tyro.cli(
         StudyOptions, args=words, prog=f"latentpg study {study.name}", default=defaults, description=study.title
     )
+
+
+def _check_words(where: str, words: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse an option that does not exist, in the words of all our errors; tyro would name it without a suggestion."""
+    for word in words:
+        option = word.partition("=")[0]
+        is_option = option.startswith("--") or (option.startswith("-") and option[1:2].isalpha())
+        if is_option and option.replace("_", "-") not in [*known, "--help", "-h"]:
+            raise OptionError(
+                where,
+                "unknown option",
+                expected=f"one of {', '.join(known)}" if known else "no options",
+                got=repr(word),
+                fix=did_you_mean(option, known) if known else f"drop {word}",
+            )
 
 
 def _resolve(study: Study, options: StudyOptions) -> Study:
@@ -199,11 +216,13 @@ def _show(result: StudyResult, outputs: Outputs) -> None:
         table.add_row(*row)
     console.print(table)
     console.print(
-        "Bias and noise as shares of the exact gradient's length; ≤: upper end of a 95 % interval that reaches zero; –: not run.",
+        "Bias and noise as shares of the exact gradient's length; ≤: upper end of a 95 % interval that reaches zero; "
+        "–: not run.",
         highlight=False,
     )
     for which, why in merge_skipped(result.skipped):
-        console.print(f"skipped: {which}: {why}", highlight=False, markup=False)
+        print(f"skipped: {which}: {why}")
+    print("Each figure is there as .png, as .svg, and with its numbers as .csv.")
     for kind, paths in (("figure", outputs.figures), ("table ", (outputs.table,)), ("report", (outputs.report,))):
         for path in paths:
             print(f"{kind}  {path}")  # not through rich, which would break long paths
@@ -214,6 +233,7 @@ def _list(words: Sequence[str]) -> int:
     class ListOptions:
         """List estimators of log pi, guide objectives and studies, by the names that commands and files use."""
 
+    _check_words("latentpg list", words, [])
     tyro.cli(ListOptions, args=words, prog="latentpg list")
     console = _console()
     groups: Mapping[str, Mapping[str, Callable[..., Any]]] = {
@@ -235,13 +255,31 @@ def _list(words: Sequence[str]) -> int:
 
 
 def _first_sentence(documented: Callable[..., Any]) -> str:
-    return (inspect.getdoc(documented) or "").split("\n\n")[0].replace("\n", " ")
+    text = (inspect.getdoc(documented) or "").split("\n\n")[0].replace("\n", " ")
+    for tex, plain in _PLAIN_TEX.items():
+        text = text.replace(tex, plain)
+    text = " ".join(re.sub(r":\w+:`([^`]*)`", r"\1", text).split())
+    return text.replace("- ", "-").replace(" , ", ", ")
 
 
 def _console() -> Console:
     console = Console()
     return console if console.is_terminal else Console(width=PLAIN_WIDTH)
 
+
+_PLAIN_TEX = {
+    r"\frac1K": "1/K",
+    r"\bar w": " w̄",
+    r"\sum": " Σ",
+    r"\log": " log ",
+    r"\psi": "ψ",
+    r"\partial": " ∂",
+    r"\sim": "~",
+    r"\mid": "|",
+    r"\,": " ",
+    "``": "",
+    "^2": "²",
+}
 
 _COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {"study": _study, "list": _list}
 

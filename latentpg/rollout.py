@@ -19,7 +19,7 @@ from torch import Tensor
 
 from latentpg.errors import OptionError, ShapeError, did_you_mean
 from latentpg.policies import decode_actions, encode_observations
-from latentpg.programs import Latents, LatentPolicy, act, take_rows
+from latentpg.programs import LatentPolicy, Latents, act, take_rows
 
 LARGEST_SEED = 2**31 - 1
 """Seeds of environment resets are below this, so that every environment takes them."""
@@ -153,7 +153,7 @@ def _reset(envs: VectorEnv[Any, Any, Any], seeds: np.random.Generator, mask: np.
 
     After a seeded reset an unseeded one would continue the same stream.
     """
-    fresh = [int(seed) for seed in seeds.integers(LARGEST_SEED, size=envs.num_envs)]
+    fresh: Any = [int(seed) for seed in seeds.integers(LARGEST_SEED, size=envs.num_envs)]  # Gymnasium types one seed
     return envs.reset(seed=fresh, options={"reset_mask": mask})[0]
 
 

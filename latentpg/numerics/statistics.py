@@ -85,7 +85,8 @@ def mean_interval(values: Float[Tensor, " R"], *, level: float = LEVEL) -> Inter
 def positive_mean_interval(values: Float[Tensor, " R"], *, level: float = LEVEL) -> Interval:
     r"""Estimate the mean of a quantity that is never negative, with an interval that is symmetric in its logarithm.
 
-    A spread is judged better on a log scale, where its estimate is nearer to normal, and the lower end stays positive.
+    A spread is judged better on a log scale, where its estimate is nearer to normal, and the lower end stays positive. What
+    it cannot mend is a heavy tail: for the square of a single exponential variable it covers 90 % at 200 replicates.
 
     >>> interval = positive_mean_interval(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     >>> 0 < interval.low < interval.value == 2.5 < interval.high
@@ -111,7 +112,7 @@ def total_variance_interval(sample: Float[Tensor, "R P"], *, level: float = LEVE
 
 
 def noise_floor(sample: Float[Tensor, "R P"]) -> float:
-    r"""Compute :math:`\sqrt{\operatorname{tr}\operatorname{Var} x / R}`: the length that the mean of R replicates has by chance alone.
+    r"""Compute :math:`\sqrt{\operatorname{tr}\operatorname{Var} x / R}`: the length of a mean of R by chance alone.
 
     A bias far below it cannot be seen with R replicates.
     """
@@ -150,7 +151,7 @@ def norm_of_mean_interval(sample: Float[Tensor, "R P"], *, level: float = LEVEL)
 
 
 def signal_to_noise_interval(sample: Float[Tensor, "R P"], *, level: float = LEVEL) -> Interval:
-    r"""Estimate :math:`\|\mathbb E\,x\| / \sqrt{\operatorname{tr}\operatorname{Var} x}`, the signal-to-noise ratio of one replicate.
+    r"""Estimate the signal-to-noise ratio :math:`\|\mathbb E\,x\| / \sqrt{\operatorname{tr}\operatorname{Var} x}`.
 
     The square is estimated by :math:`T / \operatorname{tr}S`, and the interval found as in
     :func:`norm_of_mean_interval`; the spread now has the spread of :math:`\operatorname{tr}S` in it too, and its
@@ -248,7 +249,7 @@ class _Moments:
 
 
 def _invert(squared: float, spread: tuple[float, float, float, float], t: float) -> Interval:
-    r"""Return the lengths u >= 0 with :math:`(T - u^2)^2 \le t^2 (v_0 + v_2 u^2 + v_3 u^3 + v_4 u^4)` around the estimate."""
+    r"""Return the lengths :math:`u \ge 0` with :math:`(T - u^2)^2 \le t^2 (v_0 + v_2 u^2 + v_3 u^3 + v_4 u^4)`."""
     v0, v2, v3, v4 = (t**2 * part for part in spread)
 
     def roots(statistic: float) -> list[float]:
@@ -263,14 +264,20 @@ def _invert(squared: float, spread: tuple[float, float, float, float], t: float)
 
 
 def _trace_of_squared_covariance(x: Tensor) -> float:
-    r"""Estimate :math:`\operatorname{tr}\Sigma^2` from pairs, each centred on the mean of all *other* replicates."""
+    r"""Estimate :math:`\operatorname{tr}\Sigma^2` without bias from products of distinct replicates.
+
+    With :math:`A_{ij} = x_i^\top x_j` the U-statistic is the mean of :math:`A_{ij}^2 - 2 A_{ij} A_{jk} + A_{ij} A_{kl}` over distinct
+    indices. The squared norm of the sample covariance would be too large by about :math:`(\operatorname{tr}\Sigma)^2 / R`.
+    """
     size = len(x)
-    gram = x @ x.T
-    own, sums = gram.diagonal(), gram.sum(0)
-    # [i, j]: (x_i - mean of all but i and j) . x_j
-    centered = gram - (sums - gram - own).div(size - 2)
-    products = centered * centered.T
-    return max(float(products.sum() - products.diagonal().sum()) / (size * (size - 1)), 0.0)
+    centered = x - x.mean(0)  # changes nothing but the rounding
+    products = centered @ centered.T
+    products.fill_diagonal_(0.0)
+    pairs, rows, whole = products.square().sum(), products.sum(0), products.sum()
+    chains = rows.square().sum() - pairs
+    apart = whole.square() - 4 * chains - 2 * pairs
+    estimate = pairs - 2 * chains / (size - 2) + apart / ((size - 2) * (size - 3))
+    return max(float(estimate) / (size * (size - 1)), 0.0)
 
 
 def _standard_error(x: Tensor) -> float:

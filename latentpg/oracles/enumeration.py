@@ -45,8 +45,6 @@ MAX_OUTCOMES = 2**21
 DEFAULT_NODES = 8
 """Gauss-Hermite nodes that stand for one Gaussian dimension."""
 
-_ROUNDING = 1e-9  # how far probabilities may be from summing to 1
-
 Outcome = TypeVar("Outcome")
 
 
@@ -170,7 +168,9 @@ def enumerate_draws(
             got=f"{count} x {num_rows}, from draws of {dry.sizes} values",
             fix="fewer particles, values or nodes; multisets() where the order of particles does not matter",
         )
-    choices = torch.cartesian_prod(*[torch.arange(size) for size in dry.sizes]).reshape(count, len(dry.sizes))
+    columns = [torch.arange(size) for size in dry.sizes]
+    choices = torch.cartesian_prod(*columns) if columns else torch.zeros(1, 0, dtype=torch.int64)
+    choices = choices.reshape(count, len(columns))
     replies = _Replies(choices.repeat_interleave(num_rows, 0), dry, num_nodes)
     row = torch.arange(num_rows).repeat(count)
     with drawing(replies):
@@ -179,8 +179,17 @@ def enumerate_draws(
         raise _changing_structure(f"{replies.used} values", f"{len(dry.sizes)} values")
     every = Enumeration(result, row, replies.log_prob, num_rows)
     total = every.expectation(torch.ones_like(replies.log_prob))
-    assert bool(((total - 1).abs() < _ROUNDING).all()), f"probabilities of all outcomes sum to {total.tolist()}, not 1"
+    assert bool(((total - 1).abs() < rounding(replies.dtype)).all()), f"probabilities sum to {total.tolist()}, not to 1"
     return every
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """Say how far a sum of probabilities that were computed in this type may be from 1.
+
+    >>> rounding(torch.float64) < 1e-7
+    True
+    """
+    return math.sqrt(torch.finfo(dtype).eps)
 
 
 def num_atoms(name: str, fn: Distribution, num_nodes: int) -> int:
@@ -241,6 +250,7 @@ class _Replies:
         self.choices, self.expected, self.num_nodes = choices, iter(dry.draws), num_nodes
         self.used = 0
         self.log_prob = torch.zeros(len(choices), dtype=torch.float64)
+        self.dtype = torch.float64  # the coarsest in which a probability came
 
     def __call__(self, name: str, fn: Distribution, sample_shape: torch.Size, *, pathwise: bool) -> Tensor:
         shape, rows = sample_shape + fn.batch_shape, len(self.choices)
@@ -253,6 +263,7 @@ class _Replies:
         self.used += numbers
         # rows are the innermost dimension of a draw, whether it is [K, N] or [K * N]
         value, log_prob = take_atoms(fn, columns.T.reshape(shape), self.num_nodes, pathwise=pathwise)
+        self.dtype = min(self.dtype, log_prob.dtype, key=lambda dtype: dtype.itemsize)
         self.log_prob = self.log_prob + log_prob.double().expand(shape).reshape(numbers, rows).sum(0)
         return value
 

@@ -18,13 +18,11 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from latentpg.errors import OptionError
-from latentpg.oracles.enumeration import DEFAULT_NODES, num_atoms, take_atoms
+from latentpg.oracles.enumeration import DEFAULT_NODES, num_atoms, rounding, take_atoms
 from latentpg.programs import drawing
 
 MAX_PATHS = 100_000
 """Runs beyond which :func:`replay` gives up."""
-
-_ROUNDING = 1e-9  # how far probabilities may be from summing to 1
 
 Outcome = TypeVar("Outcome")
 
@@ -75,7 +73,7 @@ def replay(
         if not prefix:
             break
     total = math.fsum(path.prob for path in paths)
-    assert abs(total - 1) < _ROUNDING, f"probabilities of all paths sum to {total}, not 1"
+    assert abs(total - 1) < rounding(torch.float32), f"probabilities of all paths sum to {total}, not 1"
     return paths
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import pyro
 import torch
@@ -26,6 +26,8 @@ from latentpg.programs.run import draw_guide, score_model
 
 Program = Callable[..., Any]
 """A Pyro program: ``model(obs, action=None)`` or ``guide(obs, action)``."""
+
+Code = TypeVar("Code")
 
 _MODULE_DIVIDER = "$$$"
 _NOT_IN_A_NAME = str.maketrans({".": "/"})
@@ -49,7 +51,7 @@ class ForeignPolicy(nn.Module):
         """Take the programs, the parameters met in the store (unconstrained) and the modules met."""
         super().__init__()
         self.flatten_particles = flatten_particles
-        self._programs = (model, guide)
+        self._programs = _Shared((model, guide))
         self._constraints = {name: constraint for name, (_, constraint) in stored.items()}
         self.stored = nn.ParameterDict(
             {name.translate(_NOT_IN_A_NAME): nn.Parameter(value) for name, (value, _) in stored.items()}
@@ -64,12 +66,12 @@ class ForeignPolicy(nn.Module):
     def model(self, obs: Any, action: Tensor | None = None) -> Any:  # noqa: ANN401 (as the protocol)
         """Run the stranger's model on this policy's parameters."""
         with self._own_parameters():
-            return self._programs[0](obs, action)
+            return self._programs.value[0](obs, action)
 
     def guide(self, obs: Any, action: Tensor | None) -> Any:  # noqa: ANN401 (as the protocol)
         """Run the stranger's guide on this policy's parameters."""
         with self._own_parameters():
-            return self._programs[1](obs, action)
+            return self._programs.value[1](obs, action)
 
     def prior_parameters(self) -> list[nn.Parameter]:
         """Parameters that log p(z | s) depends on and log p(a | s, z) does not."""
@@ -94,19 +96,22 @@ class ForeignPolicy(nn.Module):
             values[name] = transform_to(constraint)(self.stored[name.translate(_NOT_IN_A_NAME)])
         with ExitStack() as stack:
             stack.enter_context(_AnswerParameters(values))
-            for name, skeleton in self._skeletons.modules.items():
+            for name, skeleton in self._skeletons.value.items():
                 tensors = cast(_Tensors, self.module_tensors[name.translate(_NOT_IN_A_NAME)]).tensors()
-                stack.enter_context(_reparametrize_module(skeleton, tensors))
+                stack.enter_context(_reparametrize_module(skeleton, tensors, tie_weights=True))
             yield
 
 
-class _Shared:
-    """Modules that copies of a policy have in common: only their tensors are copied."""
+class _Shared(Generic[Code]):
+    """Programs and modules that copies of a policy have in common: only tensors are copied.
 
-    def __init__(self, modules: dict[str, nn.Module]) -> None:
-        self.modules = modules
+    A copied bound method would run on a copied owner, whose tensors nobody swaps.
+    """
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
+    def __init__(self, value: Code) -> None:
+        self.value = value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared[Code]:
         return self
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from latentpg.policies.networks import one_hot
 from latentpg.policies.spaces import unsupported_action_space
 from latentpg.programs.distributions import Categorical, DiagNormal, MultiBernoulli, MultiCategorical
 
@@ -34,7 +35,7 @@ class DiscreteHead(nn.Module):
 
     def embed(self, action: Tensor) -> Float[Tensor, "*B E"]:
         """One-hot."""
-        return _one_hot(action, self.num_parameters)
+        return one_hot(action, self.num_parameters)
 
 
 class MultiDiscreteHead(nn.Module):
@@ -53,7 +54,7 @@ class MultiDiscreteHead(nn.Module):
 
     def embed(self, action: Tensor) -> Float[Tensor, "*B E"]:
         """Concatenated one-hots."""
-        return torch.cat([_one_hot(action[..., i], size) for i, size in enumerate(self.sizes)], -1)
+        return torch.cat([one_hot(action[..., i], size) for i, size in enumerate(self.sizes)], -1)
 
 
 class MultiBinaryHead(nn.Module):
@@ -98,11 +99,6 @@ class BoxHead(nn.Module):
 
 ActionHead = DiscreteHead | MultiDiscreteHead | MultiBinaryHead | BoxHead
 """Any of the heads."""
-
-
-def _one_hot(index: Tensor, size: int) -> Tensor:
-    """Compare instead of calling ``one_hot``, which looks at the values and so cannot run under ``vmap``."""
-    return (index.unsqueeze(-1) == torch.arange(size, device=index.device)).to(torch.get_default_dtype())
 
 
 def make_head(space: spaces.Space[Any]) -> ActionHead:

@@ -84,10 +84,19 @@ class ConditionedMLP(nn.Module):
 
 
 def _apply(layer: nn.Linear, latent: Tensor) -> Tensor:
-    """Multiply by a float latent, or look the column of a category up: the product with its one-hot vector."""
-    if latent.is_floating_point():
-        return layer(latent.to(layer.weight.dtype))
-    return nn.functional.embedding(latent, layer.weight.T)
+    """Multiply by a float latent, or by the one-hot vector of a category."""
+    # With few categories the product, and above all its gradient, is quicker than looking columns up.
+    value = latent if latent.is_floating_point() else one_hot(latent, layer.in_features)
+    return layer(value.to(layer.weight.dtype))
+
+
+def one_hot(index: Int[Tensor, "*B"], size: int) -> Float[Tensor, "*B C"]:
+    """Turn categories into floats, by comparison: torch's own looks at the values and so cannot run under ``vmap``.
+
+    >>> one_hot(torch.tensor([2, 0]), 3).tolist()
+    [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    """
+    return (index.unsqueeze(-1) == torch.arange(size, device=index.device)).to(torch.get_default_dtype())
 
 
 def select(heads: Float[Tensor, "*B C P"], index: Int[Tensor, "*KB"]) -> Float[Tensor, "*KB P"]:

@@ -82,9 +82,13 @@ class Capture(Messenger):
             self._answer_plate(msg)
             return
         msg["stop"] = msg["done"] = True
-        if (msg["infer"] and msg["infer"].get("_deterministic")) or _is_silent(fn):
-            return
         name = msg["name"]
+        if (msg["infer"] and msg["infer"].get("_deterministic")) or (
+            msg["is_observed"] and name != ACTION and _is_silent(fn)
+        ):
+            return
+        if msg["cond_indep_stack"]:
+            self._check_plates(msg)
         if name == ACTION:
             if self.stop is not None:
                 self.distributions[ACTION] = fn
@@ -113,6 +117,18 @@ class Capture(Messenger):
         if msg["value"] is None:  # Pyro's own .sample() of these indices is not traceable by torch.compile
             msg["value"] = torch.arange(fn.size, device=fn.device)
         msg["stop"] = msg["done"] = True
+
+    def _check_plates(self, msg: Any) -> None:  # noqa: ANN401 (see above)
+        """Refuse a plate where the particles are: at K of its size it would be taken for them without a word."""
+        for frame in msg["cond_indep_stack"]:
+            if frame.vectorized and frame.dim < -1 and frame.size > 1:
+                raise ShapeError(
+                    f"{self.program}()",
+                    f"site `{msg['name']}` is in plate `{frame.name}` at dimension {frame.dim}",
+                    expected="plates of rows, at dimension -1: the particles are to the left of it",
+                    got=f"a plate of {frame.size} at dimension {frame.dim}",
+                    fix="move what the plate repeats into the event, with .to_event(1)",
+                )
 
     def _visit_latent(self, msg: Any, name: str, fn: Distribution) -> None:  # noqa: ANN401 (see above)
         sample_shape = self._missing_shape(name, fn)
@@ -210,13 +226,14 @@ def _is_silent(fn: Distribution) -> bool:
     return isinstance(fn, MaskedDistribution) and fn._mask is False
 
 
-def _is_real(support: constraints.Constraint) -> bool:
+def is_real(support: constraints.Constraint | None) -> bool:
+    """Tell whether a support is the whole line, or a vector of it."""
     return getattr(support, "base_constraint", support) is constraints.real
 
 
 def _check_support(program: str, fn: Distribution, value: Tensor) -> None:
     support = getattr(fn, "support", None)
-    if support is None or (_is_real(support) and math.isfinite(float(value.sum()))):
+    if support is None or (is_real(support) and math.isfinite(float(value.detach().sum()))):
         return  # a finite sum has no NaN among its terms, and is quicker to take than to ask each
     inside = support.check(value)
     if bool(inside.all()):

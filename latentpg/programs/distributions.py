@@ -132,10 +132,12 @@ class Categorical(dist.Categorical):
     def sample(self, sample_shape: _size = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
         """Draw categories ``sample_shape + [...]`` as int64."""
         with torch.no_grad():
-            edges = self.logits.softmax(-1).cumsum(-1)[..., :-1]
+            cumulative = self.logits.softmax(-1).cumsum(-1)
             shape = self._extended_shape(sample_shape)
-            noise = torch.rand(shape, dtype=edges.dtype, device=edges.device)
-            return (noise.unsqueeze(-1) >= edges).sum(-1)
+            noise = torch.rand(shape, dtype=cumulative.dtype, device=cumulative.device).unsqueeze(-1)
+            # Times the total, which rounding leaves beside one: else noise above it draws the last category, which
+            # may be impossible.
+            return (noise * cumulative[..., -1:] >= cumulative[..., :-1]).sum(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Score categories ``value [...]``, broadcasting against the batch."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from latentpg.errors import EstimatorError
-from latentpg.programs.capture import ACTION
+from latentpg.programs.capture import ACTION, is_real
 from latentpg.programs.distributions import DiagNormal
 from latentpg.programs.policy import LatentPolicy
 from latentpg.programs.rows import Observations, num_rows
@@ -112,7 +112,8 @@ def _location_scale(name: str, fn: Distribution) -> Any:  # noqa: ANN401 (any di
     base = fn
     while isinstance(base, Independent):
         base = base.base_dist
-    if fn.has_rsample and hasattr(base, "loc") and hasattr(base, "scale"):
+    # A LogNormal has a loc and a scale too, and is not loc + scale * noise.
+    if fn.has_rsample and hasattr(base, "loc") and hasattr(base, "scale") and is_real(base.support):
         return base
     raise EstimatorError(
         "reparameterize()",

@@ -7,7 +7,7 @@ who wants none says ``torch.no_grad()``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent
 from torch.utils.checkpoint import checkpoint
 
 from latentpg.errors import OptionError, ShapeError, SiteError
@@ -134,24 +134,50 @@ def conditionals(policy: LatentPolicy, obs: Observations, latents: Latents) -> M
     return _run(policy, "model", obs, None, num_particles=_count(latents), values=latents, stop=ACTION).distributions
 
 
+def score_in_one_piece(
+    policy: LatentPolicy, obs: Observations, action: Tensor, latents: Latents
+) -> Float[Tensor, "K B"]:
+    """Compute what :func:`log_joint` does for all rows at once, as the program is written."""
+    run = _run(policy, "model", obs, action, num_particles=_count(latents), values=latents)
+    return _total(run, latent=True, observed=True)
+
+
+Scorer = Callable[[LatentPolicy, Observations, Tensor, Latents], Tensor]
+"""Computes log p(z_k, a | s) of a block of rows: :func:`score_in_one_piece`, or another way to the same numbers."""
+
+_scorer: ContextVar[Scorer] = ContextVar("latentpg_scorer", default=score_in_one_piece)
+
+
+@contextmanager
+def scoring_with(scorer: Scorer) -> Iterator[None]:
+    """Let :func:`log_joint` score its blocks by ``scorer`` inside the scope; ``torch.func`` transforms never do."""
+    token = _scorer.set(scorer)
+    try:
+        yield
+    finally:
+        _scorer.reset(token)
+
+
 def log_joint(policy: LatentPolicy, obs: Observations, action: Tensor, latents: Latents) -> Float[Tensor, "K B"]:
     r"""Compute :math:`\log p(z_k, a \mid s) = \log p_\phi(z_k \mid s) + \log p_\theta(a \mid s, z_k)`.
 
     More than a block of particles (see :func:`row_blocks`) is scored block by block over rows.
     """
-    rows, particles = num_rows(obs), _count(latents)
+    if not is_concrete():
+        return score_in_one_piece(policy, obs, action, latents)
+    rows, particles, score = num_rows(obs), _count(latents), _scorer.get()
     size = max(1, _block.get() // particles)
-    if rows <= size or not is_concrete():
-        return _joint(policy, obs, action, latents)
+    if rows <= size:
+        return score(policy, obs, action, latents)
     _check_rows(action, rows)
     pieces = []
     for start in range(0, rows, size):
         index = slice(start, start + size)
         piece = (take_rows(obs, index), action[index], take_rows(dict(latents), index, dim=1))
         if torch.is_grad_enabled():
-            pieces.append(checkpoint(_joint, policy, *piece, use_reentrant=False, preserve_rng_state=False))
+            pieces.append(checkpoint(score, policy, *piece, use_reentrant=False, preserve_rng_state=False))
         else:
-            pieces.append(_joint(policy, *piece))
+            pieces.append(score(policy, *piece))
     return torch.cat(pieces, 1)
 
 
@@ -191,21 +217,20 @@ def _drawn(run: _Run) -> Drawn:
 def _finite_support(name: str, fn: Distribution) -> Tensor:
     """Return the support ``[C, *event]`` of one site, or say why it has none."""
     if not fn.has_enumerate_support:
-        kind = "continuous" if fn.has_rsample else "of infinite support"
+        hidden = isinstance(fn, Independent) and fn.base_dist.has_enumerate_support
+        kind = "continuous" if fn.has_rsample else "a vector of sites" if hidden else "of infinite support"
         raise SiteError(
             "enumeration",
             f"latent `{name}` is {kind}",
             expected="discrete latents of finite support",
             got=type(fn).__name__,
-            fix="an estimator that samples (ConditionalIS, PosteriorIS), or Quadrature up to 3 Gaussian dimensions",
+            likely="to_event(1) of a discrete distribution, which has no support to list" if hidden else None,
+            fix="MultiBernoulli or MultiCategorical, which are vectors that have one"
+            if hidden
+            else "an estimator that samples (ConditionalIS, PosteriorIS), or Quadrature up to 3 Gaussian dimensions",
         )
     values = fn.enumerate_support(expand=False)
     return values.reshape(values.shape[0], *fn.event_shape)
-
-
-def _joint(policy: LatentPolicy, obs: Observations, action: Tensor, latents: Latents) -> Float[Tensor, "K B"]:
-    run = _run(policy, "model", obs, action, num_particles=_count(latents), values=latents)
-    return _total(run, latent=True, observed=True)
 
 
 @dataclass(frozen=True)

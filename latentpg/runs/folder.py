@@ -36,7 +36,7 @@ class RunFolder:
 def create_run_folder(
     name: str, *, config: Mapping[str, Any], command: str, seed: int, out: Path | None = None
 ) -> RunFolder:
-    """Make a new folder, ``runs/<name>-<YYYYmmdd-HHMMSS>`` or ``out``, with the resolved configuration and the circumstances in it.
+    """Make ``out``, or ``runs/<name>-<YYYYmmdd-HHMMSS>``, with the resolved configuration and the circumstances in it.
 
     A folder that holds anything already is a :class:`~latentpg.errors.StudyError`.
     """
@@ -59,7 +59,7 @@ def _make_default(name: str) -> Path:
         except FileExistsError:
             continue
         return path
-    raise StudyError("run folder", "no free name", got=str(path), fix="--out with a folder of your own")
+    raise StudyError("run folder", f"no free name for {name}-{stamp}", fix="--out with a folder of your own")
 
 
 def _make_given(out: Path) -> Path:

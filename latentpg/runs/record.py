@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ def describe_circumstances() -> dict[str, Any]:
 
 
 def _version(package: str) -> str:
+    if package == "latentpg":  # the code that runs, installed or not
+        return str(sys.modules["latentpg"].__version__)
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

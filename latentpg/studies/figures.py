@@ -1,7 +1,8 @@
 """Figures of a study, one column wide: every one as PNG and SVG, with the numbers it shows beside it as CSV.
 
-Curves are grouped into panels by what is expected of them. Lengths are shares of the exact gradient, so that 1 means "as long as what
-is looked for". Matplotlib is imported when the first figure is drawn, and its global state is left alone.
+Curves are grouped into panels by what is expected of them. Lengths are shares of the exact gradient, so that 1 means
+"as long as what is looked for". Matplotlib is imported when the first figure is drawn, and its global state is left
+alone.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 COLUMN_INCHES = 3.4
 """Width of one column of a two-column paper."""
 
-# colour (Okabe and Ito's set, told apart with any colour vision), marker, line style: no two curves of a panel share one
-_STYLES = (
+# colour (Okabe and Ito's set, told apart with any colour vision), marker, line style: no two curves of a panel share
+_STYLES: tuple[tuple[str, str, Any], ...] = (
     ("#0072B2", "o", "-"),
     ("#D55E00", "s", "--"),
     ("#009E73", "^", "-."),
@@ -36,6 +37,16 @@ _STYLES = (
     ("#E69F00", "P", (0, (3, 2))),
     ("#56B4E9", "*", (0, (1, 1))),
 )
+
+_RC: Any = {
+    "font.size": 7,
+    "legend.fontsize": 6,
+    "legend.title_fontsize": 6.5,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "axes.linewidth": 0.6,
+    "svg.hashsalt": "latentpg",
+}
 
 _STYLE_OF_PROPOSAL = {"prior": 0, "guide": 1, "mixture": 2}
 
@@ -48,7 +59,10 @@ _PANELS: Mapping[str, tuple[Kind, ...]] = {
 
 @dataclass(frozen=True)
 class Plot:
-    """What one figure shows: a measure against K, or against the cost named by ``cost``, in units of the exact gradient's length to ``power``."""
+    """What one figure shows: a measure against K, or against what ``cost`` names.
+
+    It is drawn in units of the exact gradient's length to the ``power``.
+    """
 
     name: str
     measure: str
@@ -92,8 +106,9 @@ class Drawn:
 
 
 def draw_figures(result: StudyResult, folder: RunFolder, *, command: str) -> list[Drawn]:
-    """Draw every figure into a run folder."""
-    return [_draw(plot, result, folder, command) for plot in PLOTS]
+    """Draw every figure into a run folder; estimators that are exact have no place on one, so there may be none."""
+    drawn = [_draw(plot, result, folder, command) for plot in PLOTS]
+    return [each for each in drawn if each is not None]
 
 
 def caption_of(plot: Plot, result: StudyResult, *, command: str) -> str:
@@ -107,25 +122,19 @@ def caption_of(plot: Plot, result: StudyResult, *, command: str) -> str:
     )
 
 
-def _draw(plot: Plot, result: StudyResult, folder: RunFolder, command: str) -> Drawn:
+def _draw(plot: Plot, result: StudyResult, folder: RunFolder, command: str) -> Drawn | None:
     import matplotlib
     from matplotlib.figure import Figure
 
     caption = caption_of(plot, result, command=command)
     panels = {title: lines for title in _PANELS if (lines := _lines_of(result, title))}
-    style = {
-        "font.size": 7,
-        "axes.titlesize": 7,
-        "legend.fontsize": 6,
-        "svg.hashsalt": "latentpg",
-        "lines.linewidth": 1.0,
-    }
+    if not panels:
+        return None
     rows: list[dict[str, Any]] = []
-    with matplotlib.rc_context({"axes.linewidth": 0.6, "xtick.labelsize": 6.5, "ytick.labelsize": 6.5, **style}):
-        height = 0.7 + 2.1 * max(len(panels), 1)
-        figure = Figure(figsize=(COLUMN_INCHES, height), layout="constrained")
-        axes = figure.subplots(max(len(panels), 1), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-        for axis, (title, lines) in zip(axes, panels.items(), strict=False):
+    with matplotlib.rc_context(_RC):
+        figure = Figure(figsize=(COLUMN_INCHES, 0.7 + 2.1 * len(panels)), layout="constrained")
+        axes = figure.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)[:, 0].tolist()
+        for axis, (title, lines) in zip(axes, panels.items(), strict=True):
             rows += _draw_panel(axis, plot, result, title, lines)
         _finish(figure, axes, plot, result, caption)
         described = {"Title": plot.label, "Description": f"{caption} (format_version {FORMAT_VERSION})"}
@@ -163,7 +172,7 @@ def _draw_panel(axis: Axes, plot: Plot, result: StudyResult, title: str, lines: 
         points = _points(plot, result, line)
         rows += [{"panel": title, "curve": line.label, **point} for point in points]
         seen = [point for point in points if point["low"] > 0 or not plot.is_log]
-        style = {"color": color, "markersize": 3.2, "linewidth": 1.0, "linestyle": dashes}
+        style: dict[str, Any] = {"color": color, "markersize": 3.2, "linewidth": 1.0, "linestyle": dashes}
         if len(points) == 1 and plot.cost is None and points[0]["num_particles"] is None:
             _draw_level(axis, points[0], line.label, plot, style)
             continue

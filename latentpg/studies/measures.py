@@ -3,10 +3,10 @@ r"""What is measured in one cell, against the exact gradient.
 The target is :math:`g = \nabla \frac1M \sum_m \log\pi(a_m | s_m)` in theta and phi over the study's M rows. Each of R
 replicates proposes afresh and gives one gradient :math:`\hat g_r`.
 
-**The recorded latent is random too.** An estimator that keeps it is exact over z0 ~ p(z | s, a), not for the one draw that a rollout
-happens to hold. So each replicate of such an estimator draws z0 anew from the exact posterior at the acting parameters, by
-enumeration: the same law as acting again until the same (s, a) comes out. It also keeps the replicates independent of the
-guide, which was trained on the draws that were recorded.
+**The recorded latent is random too.** An estimator that keeps it is exact over z0 ~ p(z | s, a), not for the one draw
+that a rollout happens to hold. So each replicate of such an estimator draws z0 anew from the exact posterior at the
+acting parameters, by enumeration: the same law as acting again until the same (s, a) comes out. It also keeps the
+replicates independent of the guide, which was trained on the draws that were recorded.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from latentpg.numerics.statistics import (
 )
 from latentpg.programs import (
     Categorical,
-    Latents,
     LatentPolicy,
+    Latents,
     Observations,
     draw,
     log_joint,
@@ -97,7 +97,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class RedrawnLatent:
-    """An estimator whose recorded latent is drawn anew at each proposal, from a posterior that was enumerated beforehand."""
+    """An estimator whose recorded latent is drawn anew at each proposal, from a posterior enumerated beforehand."""
 
     estimator: Estimator
     points: Latents

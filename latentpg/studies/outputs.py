@@ -14,7 +14,7 @@ from latentpg.studies.tables import find, tidy_rows
 
 @dataclass(frozen=True)
 class Outputs:
-    """Absolute paths of what was written."""
+    """Absolute paths of what was written; each figure is there as SVG and CSV too."""
 
     report: Path
     table: Path
@@ -22,7 +22,7 @@ class Outputs:
 
 
 def write_outputs(result: StudyResult, folder: RunFolder, *, command: str) -> Outputs:
-    """Write ``table.csv``, ``result.json``, the figures and, last, ``report.html``: where there is a report, all is there."""
+    """Write ``table.csv``, ``result.json``, the figures and, last, ``report.html``: where that is, all is there."""
     write_csv(folder.file("table.csv"), tidy_rows(result))
     write_json(
         folder.file("result.json"),
@@ -38,5 +38,4 @@ def write_outputs(result: StudyResult, folder: RunFolder, *, command: str) -> Ou
     )
     figures = draw_figures(result, folder, command=command)
     write_report(result, folder, figures, command=command)
-    images = tuple(path for drawn in figures for path in (drawn.png, drawn.svg))
-    return Outputs(folder.file("report.html"), folder.file("table.csv"), images)
+    return Outputs(folder.file("report.html"), folder.file("table.csv"), tuple(drawn.png for drawn in figures))

@@ -47,9 +47,9 @@ def _question(result: StudyResult) -> str:
     study = result.study
     sizes = ", ".join(map(str, study.num_particles))
     return (
-        f"The gradient, in theta and phi, of the mean of log π(a|s) over {study.source.describe()}, by every estimator at "
-        f"K = {sizes}: {study.num_replicates} independent replicates each, held against the exact gradient by enumeration. Seed {study.seed}. "
-        "What the source says of the rows:"
+        f"The gradient, in theta and phi, of the mean of log π(a|s) over {study.source.describe()}, by every estimator "
+        f"at K = {sizes}: {study.num_replicates} independent replicates each, held against the exact gradient by "
+        f"enumeration. Seed {study.seed}. What the source says of the rows:"
     )
 
 
@@ -84,8 +84,9 @@ def _circumstances(record: dict, result: StudyResult) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     hardware = record["hardware"]
     return (
-        f"Python {record['python']}; {versions}; commit {record['commit'] or 'unknown'}. {hardware['processor']}, {hardware['cores']} cores, "
-        f"one torch thread, {hardware['system']}. The cells took {result.seconds:.0f} s."
+        f"Python {record['python']}; {versions}; commit {record['commit'] or 'unknown'}. "
+        f"{hardware['processor']}, {hardware['cores']} cores, one torch thread, {hardware['system']}. "
+        f"The cells took {result.seconds:.0f} s."
     )
 
 

@@ -67,7 +67,7 @@ def build_problem(study: Study) -> Problem:
 
 
 def run_study(study: Study, problem: Problem, *, advance: Advance = silent) -> StudyResult:
-    """Measure every cell that applies on the problem that :func:`build_problem` built; ``advance`` hears of each as it is done."""
+    """Measure every cell that applies, on the problem of :func:`build_problem`; ``advance`` hears of each when done."""
     start = time.monotonic()
     measured: list[Measured] = []
     skipped: list[Skipped] = []
@@ -124,12 +124,12 @@ def _why_not(cell: Cell, problem: Problem, seed: int) -> str | None:
         with seeded(seed):
             gradient(problem, estimator, recorded)
     except INAPPLICABLE as error:
-        return _first_line(error)
+        return _reason(error)
     return None
 
 
-def _first_line(error: LatentPGError) -> str:
-    """Take the message's own first line, and its likely cause if it names one."""
+def _reason(error: LatentPGError) -> str:
+    """Take the cause the message names, or else its first line."""
     lines = str(error).splitlines()
     likely = [line.partition(":")[2].strip() for line in lines if line.strip().startswith("likely:")]
-    return "; ".join([lines[0].partition(": ")[2], *likely])
+    return likely[0] if likely else lines[0].partition(": ")[2]

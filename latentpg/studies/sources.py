@@ -13,14 +13,14 @@ from latentpg.errors import OptionError, StudyError
 from latentpg.estimators import make_guide_objective
 from latentpg.numerics.rng import seeded
 from latentpg.policies import MixturePolicy
-from latentpg.programs import Latents, LatentPolicy, log_joint, score_guide, score_prior, support
+from latentpg.programs import LatentPolicy, Latents, log_joint, score_guide, score_prior, support
 from latentpg.rollout import make_envs, record_transitions
 from latentpg.studies.spec import Problem, stream_seed
 
 
 @dataclass(frozen=True)
 class MixtureTransitions:
-    r"""Rows (s, a, z) recorded by a :class:`~latentpg.policies.MixturePolicy` that nobody trained, in any Gymnasium environment.
+    r"""Rows (s, a, z) that an untrained :class:`~latentpg.policies.MixturePolicy` records in a Gymnasium environment.
 
     In torch's own initialisation all components do nearly the same, and the posterior over them is the prior. Here
     component c of C leans towards an action of its own: its embedding pushes the hidden units along the read-out so
@@ -96,7 +96,7 @@ class MixtureTransitions:
 
 
 def check_record(policy: LatentPolicy, obs: Tensor, action: Tensor, latents: Latents, recorded: Tensor) -> float:
-    """Recompute log p(z, a | s) of the recorded rows and return its largest change; a real one is a :class:`~latentpg.errors.StudyError`.
+    """Recompute log p(z, a | s) of recorded rows and return its largest change; a real one is an error.
 
     It guards everything that follows: a moved normaliser, dropout or misaligned rows would make the recorded latents
     draws from some other policy's posterior.

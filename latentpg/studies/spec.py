@@ -14,7 +14,7 @@ from torch import Tensor
 from latentpg.errors import OptionError
 from latentpg.estimators import ESTIMATORS, Estimator, make_estimator
 from latentpg.numerics.statistics import MIN_REPLICATES
-from latentpg.programs import Latents, LatentPolicy
+from latentpg.programs import LatentPolicy, Latents
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,17 @@ class Study:
         _check("num_replicates", self.num_replicates, MIN_REPLICATES)
         _check("num_timings", self.num_timings, MIN_REPLICATES)
         _check("seed", self.seed, 0)
-        for size in self.num_particles or (0,):
-            _check("num_particles", size, 1)
-        keys = [cell.key for cell in self.cells()]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        if twice:
+        if not self.num_particles or len(set(self.num_particles)) != len(self.num_particles):
             raise OptionError(
-                "Study()", "two cells are the same", expected="distinct lines and K", got=", ".join(twice)
+                "Study()", "`num_particles`", expected="one or more distinct K", got=str(list(self.num_particles))
+            )
+        for size in self.num_particles:
+            _check("num_particles", size, 1)
+        labels = [line.label for line in self.lines]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice or not labels:
+            raise OptionError(
+                "Study()", "`lines`", expected="one or more of distinct names", got=", ".join(twice) or "none"
             )
 
     def cells(self) -> Iterator[Cell]:

@@ -58,7 +58,7 @@ class Summary:
 
 
 def summarize(result: StudyResult) -> Summary:
-    """Condense a study to one row a line: bias at a small, a middle and the largest K, noise, cosine and time at the middle one."""
+    """Condense a study to one row a line: bias at the first, the middle and the last K, the rest at the middle one."""
     sizes = shown_particles(result.study.num_particles)
     middle = sizes[len(sizes) // 2]
     columns = (
@@ -133,7 +133,12 @@ def _find(result: StudyResult, line: Line) -> Finding:
     match kind:
         case Kind.EXACT:
             worst = max(measured.interval.value for measured in biases) / norm
-            return Finding(line, f"differs from the reference by {worst:.1e} of its length", worst < ROUNDING)
+            text = (
+                f"differs from the reference by {worst:.1e} of its length"
+                if worst
+                else "equal to the reference in every digit"
+            )
+            return Finding(line, text, worst < ROUNDING)
         case Kind.UNBIASED:
             contain = sum(measured.interval.low == 0 for measured in biases)
             bound = max(measured.interval.high for measured in biases) / norm
@@ -159,7 +164,7 @@ def _chance_of_misses(misses: int, total: int) -> float:
 
 
 def bias_slope(biases: Sequence[Measured]) -> Interval | None:
-    """Fit the log-log slope of a bias in K over the cells that stand out of the noise; None with fewer than two of them."""
+    """Fit the log-log slope of a bias in K over the cells that stand out of the noise; None with fewer than two."""
     resolved = [m for m in biases if m.interval.low > 0 and (m.cell.num_particles or 0) >= SLOPE_FROM]
     if len(resolved) < 2:
         return None

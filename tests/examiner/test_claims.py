@@ -4,28 +4,17 @@ An example of Hypothesis holds sixteen models. Each line of the shared list is e
 every K from 1 to 4 (those that would sum over too many outcomes left out, but never K = 2).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentpg.estimators import ESTIMATORS, GUIDE_OBJECTIVES
 from latentpg.oracles.enumeration import Enumeration
 from tests.estimators import ESTIMATOR_CASES, GUIDE_CASES, Claim, EstimatorCase
-from tests.examiner.expectations import (
-    EXACT,
-    PARTICLES,
-    Scored,
-    examine,
-    expected_ratio,
-    log_proposal,
-    model_gradient,
-    moved_gradient,
-    off_by,
-    self_normalised,
-)
+from tests.examiner.claims import DEVIATION
+from tests.examiner.expectations import EXACT, PARTICLES, Scored, examine
 from tests.examiner.models import Model, models
 
 EXAMPLES = 13  # of sixteen models each: 208
@@ -41,61 +30,6 @@ def examined(model: Model, case: EstimatorCase) -> Iterator[tuple[int, Enumerati
                 yield num_particles, every
 
 
-def is_exact(model: Model, case: EstimatorCase, num_particles: int, every: Enumeration[Scored]) -> None:
-    # whatever its probes of the program have drawn: two different weightings of the outcomes
-    for chance in (every.log_prob.exp(), 1.0 + torch.arange(len(every.row))):
-        value, expected = chance * every.result.log_prob, chance * model.log_pi()[every.row]
-        assert off_by(value, expected) < EXACT * float(chance.max())
-        assert off_by(model_gradient(model, value), model_gradient(model, expected)) < EXACT * float(chance.sum())
-
-
-def has_the_gradient(model: Model, case: EstimatorCase, num_particles: int, every: Enumeration[Scored]) -> None:
-    expected = model_gradient(model, model.log_pi())
-    assert off_by(model_gradient(model, every.expectation(every.result.log_prob)), expected) < EXACT
-
-
-def has_the_ratio(model: Model, case: EstimatorCase, num_particles: int, every: Enumeration[Scored]) -> None:
-    ratio = expected_ratio(model, every)
-    assert off_by(ratio, torch.ones_like(ratio)) < EXACT
-    # everything is relative to the true ratio, whose own relative gradient is that of its logarithm
-    assert off_by(moved_gradient(model, ratio), moved_gradient(model, model.ratio().log())) < EXACT
-
-
-def is_the_bound(model: Model, case: EstimatorCase, num_particles: int, every: Enumeration[Scored]) -> None:
-    log_guide = model.log_guide().detach()
-    bound = (log_guide.exp() * (model.log_joint() - log_guide)).sum(0)
-    value = every.expectation(every.result.log_prob)
-    assert off_by(value, bound) < EXACT
-    assert off_by(model_gradient(model, value), model_gradient(model, bound)) < EXACT
-
-
-def is_importance_sampling(model: Model, case: EstimatorCase, num_particles: int, every: Enumeration[Scored]) -> None:
-    """Hold the bias itself at each K; its limit is in ``test_rates``."""
-    value = every.expectation(every.result.log_prob)
-    by_hand = self_normalised(model, log_proposal(model, case.proposal), num_particles)
-    assert off_by(value, by_hand) < EXACT
-    assert off_by(model_gradient(model, value), model_gradient(model, by_hand)) < EXACT
-
-
-def lies_below(model: Model, case: EstimatorCase, num_particles: int, every: Enumeration[Scored]) -> None:
-    assert bool((every.expectation(every.result.log_prob) < model.log_pi() + EXACT).all())
-
-
-def lies_above(model: Model, case: EstimatorCase, num_particles: int, every: Enumeration[Scored]) -> None:
-    assert bool((every.expectation(every.result.log_prob) > model.log_pi() - EXACT).all())
-
-
-HOLDS: dict[Claim, Callable[[Model, EstimatorCase, int, Enumeration[Scored]], None]] = {
-    Claim.EXACT: is_exact,
-    Claim.GRADIENT: has_the_gradient,
-    Claim.RATIO: has_the_ratio,
-    Claim.BOUND: is_the_bound,
-    Claim.SELF_NORMALISED: is_importance_sampling,
-    Claim.LOWER: lies_below,
-    Claim.UPPER: lies_above,
-}
-
-
 def test_every_registered_name_is_in_the_shared_list() -> None:
     assert {case.name for case in ESTIMATOR_CASES} == set(ESTIMATORS)
     assert {case.name for case in GUIDE_CASES} == set(GUIDE_OBJECTIVES)
@@ -108,7 +42,7 @@ def test_every_line_of_the_shared_list_is_what_its_name_says_and_claims_somethin
     for guide_case in GUIDE_CASES:
         assert isinstance(guide_case.make(2), GUIDE_OBJECTIVES[guide_case.name])  # type: ignore[arg-type]
         assert guide_case.kinds
-    assert HOLDS.keys() == set(Claim)
+    assert DEVIATION.keys() == set(Claim)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +56,7 @@ def test_claims(case: EstimatorCase, kind: str, data: st.DataObject) -> None:
     gap = None
     for num_particles, every in examined(model, case):
         for claim in case.claims:
-            HOLDS[claim](model, case, num_particles, every)
+            assert DEVIATION[claim](model, case.proposal, num_particles, every) < EXACT, claim
         # whichever side of log pi the value lies on in expectation, more particles never take it further away
         nearer = (every.expectation(every.result.log_prob) - model.log_pi()).abs().detach()
         assert gap is None or bool((nearer < gap + EXACT).all())

@@ -50,6 +50,7 @@ from tests.examiner.models import (
     log_prior,
     mode_and_style_models,
     models,
+    near_the_posterior,
 )
 
 EXAMPLES = 13  # of sixteen models each: 208
@@ -180,20 +181,6 @@ def test_the_bound_on_nodes_is_the_closed_form(model: Model) -> None:
     assert loss is not None
     assert off_by(loss, closed) < EXACT
     assert off_by(guide_gradient(model, loss), guide_gradient(model, closed)) < EXACT
-
-
-def near_the_posterior(model: Model) -> Model:
-    """Move the guide to within a tenth of the posterior's scale and of its mean, where few nodes integrate the weights.
-
-    The weights are then nearly exponentials of a linear function, whose normalised form is analytic in a wide strip.
-    """
-    policy, obs = model.policy, model.obs
-    assert isinstance(policy, LinearGaussianPolicy)
-    with torch.no_grad():
-        posterior = policy.posterior(obs, model.action)
-        policy.guide_log_scale.copy_(0.05 * policy.guide_log_scale + posterior.variance.sqrt().log())
-        policy.guide_bias.copy_(0.1 * policy.guide_bias + posterior.mean - policy.guide_weight[:, 0] * model.action)
-    return model
 
 
 @settings(max_examples=EXAMPLES)
