@@ -1,6 +1,6 @@
 """Print, as JSON, the peak memory and the seconds of one large gradient; a fresh process has no earlier peak.
 
-    python -m benchmarks.peak_memory PARTICLES_PER_BLOCK FILE [compiled]
+    python -m benchmarks.peak_memory PARTICLES_PER_BLOCK FILE
 
 The gradient and the values are written to FILE as raw float32.
 """
@@ -8,8 +8,6 @@ The gradient and the values are written to FILE as raw float32.
 from __future__ import annotations
 
 import json
-import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -23,9 +21,15 @@ from latentpg.programs import row_blocks
 ROWS, PARTICLES = 8192, 64
 
 
-def resident() -> int:
-    """Bytes of this process in memory now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def status(name: str) -> int:
+    """Bytes of this process in memory: now (``VmRSS``) or at the peak since the last reset (``VmHWM``)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+def reset_peak() -> None:
+    """Let the kernel forget the peak that preparing the case has left."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def main(block: int, path: Path) -> None:
@@ -34,11 +38,12 @@ def main(block: int, path: Path) -> None:
     estimator: Estimator = PosteriorIS(PARTICLES, Guide())
     make_case("Gaussian latent, Box action", rows=32).by_library(PosteriorIS(8, Guide()))  # what is set up once
     case = make_case("Gaussian latent, Box action", rows=ROWS, num_particles=PARTICLES)
-    start, clock = resident(), time.perf_counter()
+    reset_peak()
+    start, clock = status("VmRSS"), time.perf_counter()
     with row_blocks(block):
         log_prob, gradient = case.by_library(estimator)
     seconds = time.perf_counter() - clock
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = status("VmHWM")
     path.write_bytes(torch.cat([log_prob.detach(), *[g.flatten() for g in gradient]]).numpy().tobytes())
     print(json.dumps({"rise in MB": (peak - start) / 1e6, "seconds": seconds, "values": len(log_prob)}))
 

@@ -85,8 +85,8 @@ def mean_interval(values: Float[Tensor, " R"], *, level: float = LEVEL) -> Inter
 def positive_mean_interval(values: Float[Tensor, " R"], *, level: float = LEVEL) -> Interval:
     r"""Estimate the mean of a quantity that is never negative, with an interval that is symmetric in its logarithm.
 
-    A spread is judged better on a log scale, where its estimate is nearer to normal, and the lower end stays positive. What
-    it cannot mend is a heavy tail: for the square of a single exponential variable it covers 90 % at 200 replicates.
+    A spread is judged better on a log scale, where its estimate is nearer to normal, and the lower end stays positive.
+    What it cannot mend is a heavy tail: for the square of one exponential variable it covers 90 % at 200 replicates.
 
     >>> interval = positive_mean_interval(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     >>> 0 < interval.low < interval.value == 2.5 < interval.high
@@ -132,8 +132,8 @@ def norm_of_mean_interval(sample: Float[Tensor, "R P"], *, level: float = LEVEL)
     not rejected: :math:`(T - u^2)^2 \le t^2\operatorname{Var} T`, the variance taken *at* u, with :math:`b^\top\Sigma b
     = \rho\,u^2`. So it holds at b = 0 too, where the spread of T is not that of a resolved bias. :math:`\rho` is the
     variance along :math:`\bar x`, and :math:`\operatorname{tr}\Sigma^2` comes from products of distinct replicates
-    (Chen and Qin, "A two-sample test for high-dimensional data", 2010). A T below zero is reported as 0, and the upper
-    end is then that of T = 0.
+    (Li and Chen, "Two sample tests for high-dimensional covariance matrices", 2012). A T below zero is reported as 0,
+    and the upper end is then that of T = 0.
 
     >>> interval = norm_of_mean_interval(torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]))
     >>> interval.value, interval.low, interval.high > 0.5
@@ -244,7 +244,8 @@ class _Moments:
             along=float(along.square().sum()) / (size - 1),
             skew=float((along * (square - square.mean())).sum()) / (size - 1),
             spread_of_square=float(square.var()),
-            trace_of_square=_trace_of_squared_covariance(x),
+            # for a covariance of trace one it cannot be below 1/P, though its estimate from few replicates can
+            trace_of_square=max(_trace_of_squared_covariance(x), 1 / x.shape[1]),
         )
 
 
@@ -266,8 +267,9 @@ def _invert(squared: float, spread: tuple[float, float, float, float], t: float)
 def _trace_of_squared_covariance(x: Tensor) -> float:
     r"""Estimate :math:`\operatorname{tr}\Sigma^2` without bias from products of distinct replicates.
 
-    With :math:`A_{ij} = x_i^\top x_j` the U-statistic is the mean of :math:`A_{ij}^2 - 2 A_{ij} A_{jk} + A_{ij} A_{kl}` over distinct
-    indices. The squared norm of the sample covariance would be too large by about :math:`(\operatorname{tr}\Sigma)^2 / R`.
+    With :math:`A_{ij} = x_i^\top x_j` the U-statistic is the mean of :math:`A_{ij}^2 - 2 A_{ij} A_{jk} + A_{ij} A_{kl}`
+    over distinct indices. The squared norm of the sample covariance would be too large by about
+    :math:`(\operatorname{tr}\Sigma)^2 / R`.
     """
     size = len(x)
     centered = x - x.mean(0)  # changes nothing but the rounding
@@ -277,7 +279,7 @@ def _trace_of_squared_covariance(x: Tensor) -> float:
     chains = rows.square().sum() - pairs
     apart = whole.square() - 4 * chains - 2 * pairs
     estimate = pairs - 2 * chains / (size - 2) + apart / ((size - 2) * (size - 3))
-    return max(float(estimate) / (size * (size - 1)), 0.0)
+    return float(estimate) / (size * (size - 1))
 
 
 def _standard_error(x: Tensor) -> float:

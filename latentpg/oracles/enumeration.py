@@ -104,8 +104,8 @@ def multisets(num_values: int, num_particles: int) -> Multisets:
         )
     # a multiset is a placing of C - 1 bars among K stars
     places = num_particles + num_values - 1
-    bars = np.array(list(itertools.combinations(range(places), num_values - 1)), dtype=np.int64)
-    bars = bars.reshape(-1, num_values - 1)
+    placings = list(itertools.combinations(range(places), num_values - 1))
+    bars = np.array(placings, dtype=np.int64).reshape(len(placings), num_values - 1)
     ends = np.concatenate([np.full((len(bars), 1), -1), bars, np.full((len(bars), 1), places)], 1)
     counts = torch.from_numpy(np.diff(ends, axis=1) - 1)
     log_multiplicity = math.lgamma(num_particles + 1) - torch.lgamma(counts.double() + 1).sum(-1)
@@ -127,7 +127,8 @@ class Enumeration(Generic[Outcome]):
     def expectation(self, values: Float[Tensor, "N *D"]) -> Float[Tensor, "B *D"]:
         r"""Return :math:`\sum_n P(n)\,v_n` for each original row, the probabilities constant."""
         chance = self.log_prob.exp().reshape(-1, *[1] * (values.ndim - 1))
-        return values.new_zeros(self.num_rows, *values.shape[1:]).index_add(0, self.row, chance * values)
+        weighted = chance * values
+        return weighted.new_zeros(self.num_rows, *values.shape[1:]).index_add(0, self.row, weighted)
 
 
 def enumerate_draws(
@@ -157,7 +158,7 @@ def enumerate_draws(
     tensor([0.6250], dtype=torch.float64)
     """
     dry = _DryRun(num_rows, num_nodes)
-    with torch.no_grad(), drawing(dry):
+    with drawing(dry):
         program(torch.arange(num_rows))
     count = math.prod(dry.sizes)
     if count * num_rows > max_outcomes:

@@ -8,6 +8,7 @@ alone.
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -171,7 +172,8 @@ def _draw_panel(axis: Axes, plot: Plot, result: StudyResult, title: str, lines: 
         shift = 1.0 if plot.cost else 1.06 ** (place - (len(lines) - 1) / 2)
         points = _points(plot, result, line)
         rows += [{"panel": title, "curve": line.label, **point} for point in points]
-        seen = [point for point in points if point["low"] > 0 or not plot.is_log]
+        finite = [point for point in points if math.isfinite(point["value"])]
+        seen = [point for point in finite if point["low"] > 0 or not plot.is_log]
         style: dict[str, Any] = {"color": color, "markersize": 3.2, "linewidth": 1.0, "linestyle": dashes}
         if len(points) == 1 and plot.cost is None and points[0]["num_particles"] is None:
             _draw_level(axis, points[0], line.label, plot, style)
@@ -186,7 +188,8 @@ def _draw_panel(axis: Axes, plot: Plot, result: StudyResult, title: str, lines: 
             elinewidth=0.7,
             **style,
         )
-        hidden = [point for point in points if point not in seen]
+        _draw_open_ends(axis, seen, shift, color)
+        hidden = [point for point in finite if point not in seen and math.isfinite(point["high"])]
         axis.plot(
             [point["x"] * shift for point in hidden],
             [point["high"] for point in hidden],
@@ -235,7 +238,18 @@ def _abscissa(plot: Plot, result: StudyResult, cell: Cell) -> Interval | None:
 
 
 def _reaches(points: Sequence[Mapping[str, float]], value: str, low: str, high: str) -> list[list[float]]:
-    return [[p[value] - p[low] for p in points], [min(p[high], 1e300) - p[value] for p in points]]
+    upper = [p[high] if math.isfinite(p[high]) else p[value] for p in points]
+    return [[p[value] - p[low] for p in points], [end - p[value] for end, p in zip(upper, points, strict=True)]]
+
+
+def _draw_open_ends(axis: Axes, points: Sequence[Mapping[str, float]], shift: float, color: str) -> None:
+    """Carry bars without an upper end beyond the figure, leaving its limits to the others."""
+    from matplotlib.lines import Line2D
+
+    for point in points:
+        if not math.isfinite(point["high"]):
+            x = point["x"] * shift
+            axis.add_artist(Line2D([x, x], [point["value"], 1e100], color=color, linewidth=0.7))
 
 
 def _draw_level(axis: Axes, point: Mapping[str, float], label: str, plot: Plot, style: Mapping[str, Any]) -> None:

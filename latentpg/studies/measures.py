@@ -191,13 +191,14 @@ def _errors(cell: Cell, sample: Float[Tensor, "R P"], reference: Float[Tensor, "
     sample, reference = sample.double(), reference.double()
     error = sample - reference
     floor = noise_floor(sample)
+    cosine = torch.cosine_similarity(sample, reference.unsqueeze(0))
     return [
         Measured(cell, "bias", norm_of_mean_interval(error)),
         Measured(cell, "noise_floor", _point(floor)),
         Measured(cell, "variance", total_variance_interval(sample)),
         Measured(cell, "mse", positive_mean_interval(error.square().sum(1))),
         Measured(cell, "snr", signal_to_noise_interval(sample)),
-        Measured(cell, "cosine", _bounded(mean_interval(torch.cosine_similarity(sample, reference.unsqueeze(0))))),
+        Measured(cell, "cosine", _bounded(mean_interval(cosine), -1.0, 1.0)),
     ]
 
 
@@ -223,7 +224,8 @@ def _costs(cell: Cell, problem: Problem, recorded: Sequence[Latents | None]) -> 
     effective = torch.tensor(sizes[1:], dtype=torch.float64)
     if not bool(effective.isnan().any()):
         varies = bool((effective != effective[0]).any())
-        found.append(Measured(cell, "ess", mean_interval(effective), exact=not varies))
+        interval = _bounded(mean_interval(effective), 1.0, float(cell.num_particles or math.inf))
+        found.append(Measured(cell, "ess", interval, exact=not varies))
     return found
 
 
@@ -231,6 +233,7 @@ def _point(value: float) -> Interval:
     return Interval(value, value, value)
 
 
-def _bounded(interval: Interval) -> Interval:
-    """Cut a cosine's interval off at what a cosine can be."""
-    return Interval(interval.value, max(interval.low, -1.0), min(interval.high, 1.0))
+def _bounded(interval: Interval, least: float, most: float) -> Interval:
+    """Cut an interval off at what the quantity can be."""
+    value, low, high = (min(max(end, least), most) for end in (interval.value, interval.low, interval.high))
+    return Interval(value, low, high)

@@ -61,8 +61,17 @@ def build_problem(study: Study) -> Problem:
     """Build the study's source, and refuse one whose exact gradient vanishes: no share of it could be told."""
     with one_thread():
         problem = study.source.build(study.seed)
-        if not float(exact_gradient(problem).norm()) > 0:
-            raise StudyError("study source", "the exact gradient is zero", fix="more rows, or another source")
+        reference = exact_gradient(problem)
+        length, rounding = float(reference.norm()), 100 * torch.finfo(reference.dtype).eps
+        if not length > rounding:
+            raise StudyError(
+                "study source",
+                "the exact gradient vanishes, so that no error can be a share of it",
+                expected=f"a length above {rounding:.0e}",
+                got=f"{length:.3g}",
+                likely="a policy with one action only",
+                fix="another environment, or more rows",
+            )
     return problem
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentpg.errors import OptionError
@@ -50,6 +50,7 @@ def test_a_negative_seed_is_refused() -> None:
         pass
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 2**32), st.lists(st.text(max_size=3), unique=True, max_size=5))
 def test_named_seeds(seed: int, names: list[str]) -> None:
     split = named_seeds(seed, names)

@@ -85,7 +85,7 @@ def test_rows_that_are_repeated_for_particles_are_kept_apart() -> None:
 
 def test_a_batchless_draw_is_a_draw_a_row() -> None:
     every = enumerate_draws(lambda row: draw("z", dist.Bernoulli(torch.tensor(0.25)), (2, len(row))), num_rows=2)
-    assert torch.allclose(every.expectation(every.result[0]), torch.tensor([0.25, 0.25]))
+    assert torch.allclose(every.expectation(every.result[0]), torch.tensor([0.25, 0.25]).double())
     assert len(every.row) == 8
 
 
@@ -101,7 +101,7 @@ def test_vectors_of_discrete_coordinates() -> None:
 
     bits = enumerate_draws(lambda row: draw("bits", dist.Bernoulli(torch.full((len(row), 3), 0.25)).to_event(1)))
     assert len(bits.row) == 8
-    assert torch.allclose(bits.expectation(bits.result), torch.full((1, 3), 0.25))
+    assert torch.allclose(bits.expectation(bits.result), torch.full((1, 3), 0.25).double())
 
 
 def test_masked_steps_are_drawn_by_their_law_and_not_by_their_score() -> None:

@@ -171,17 +171,21 @@ def build(recipe: Recipe, *, with_action: bool = True) -> Program:
 def _sample(name: str, site: Site, x: Tensor, obs: Tensor, *, observed: Tensor | None = None) -> Tensor:
     fn = _distribution(site.kind, x)
     if site.mask == "distribution":
-        fn = fn.mask(obs[:, 1] > 0)
+        fn = fn.mask(_positive(obs))
     elif site.mask == "silenced":
         fn = fn.mask(False)
     with ExitStack() as stack:
         if site.mask == "rows":
-            stack.enter_context(poutine.mask(mask=obs[:, 1] > 0))
+            stack.enter_context(poutine.mask(mask=_positive(obs)))
         elif site.mask == "false":
             stack.enter_context(poutine.mask(mask=False))
         if site.scale != 1.0:
             stack.enter_context(poutine.scale(scale=site.scale))
         return pyro.sample(name, fn, obs=observed)
+
+
+def _positive(obs: Tensor) -> Any:  # noqa: ANN401 (Pyro wants a BoolTensor, which no comparison is annotated with)
+    return obs[:, 1] > 0
 
 
 def _extra(name: str, state: Tensor, obs: Tensor) -> None:
@@ -225,9 +229,16 @@ def _trace_one(
     total = {True: torch.zeros(rows, dtype=torch.float64), False: torch.zeros(rows, dtype=torch.float64)}
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and site["fn"].__class__.__name__ != "_Subsample":
-            log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
+            fn: Any = site["fn"]
+            log_prob = scale_and_mask(fn.log_prob(site["value"]), site["scale"], site["mask"])
             total[name in latents] = total[name in latents] + log_prob
     return total[True].expand(rows), total[False].expand(rows)
+
+
+def off_by(ours: Tensor, reference: Tensor) -> float:
+    """Measure the largest difference, relative where numbers are large; shapes must be the same, row for row."""
+    assert ours.shape == reference.shape
+    return float(((ours - reference).abs() / reference.abs().clamp(min=1.0)).detach().max())
 
 
 @contextmanager

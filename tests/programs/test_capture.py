@@ -1,4 +1,4 @@
-"""The capturing messenger against Pyro's own ``trace`` with ``replay`` and ``condition``, and what shapes it refuses."""
+"""The capturing messenger against Pyro's own ``trace`` with ``replay`` and ``condition``, and the shapes it refuses."""
 
 from dataclasses import replace
 
@@ -30,6 +30,7 @@ from tests.programs.reference import (
     Site,
     build,
     event_of,
+    off_by,
     recipes,
     traced,
 )
@@ -37,12 +38,6 @@ from tests.programs.reference import example as example_values
 
 EXACT = 1e-12
 MIXED = (Site("categorical", "rows"), Site("lean vector"), Site("bernoulli", "nothing"), Site("normal"))
-
-
-def off_by(ours: Tensor, reference: Tensor) -> float:
-    """The largest difference, relative where numbers are large; shapes must be the same, row for row."""
-    assert ours.shape == reference.shape
-    return float(((ours - reference).abs() / reference.abs().clamp(min=1.0)).max())
 
 
 def given_latents(recipe: Recipe) -> dict[str, Tensor]:
@@ -64,8 +59,8 @@ def given_action(recipe: Recipe) -> Tensor:
 def test_scores_of_given_latents_are_those_of_trace(recipe: Recipe, how: str) -> None:
     """Prior, likelihood, joint and guide, for every row and particle; K = B and K != B."""
     model, guide = build(recipe), build(replace(recipe, seed=recipe.seed + 1), with_action=False)
-    policy, obs, action, latents = Plain(model, guide), recipe.observations(), given_action(recipe), None
-    latents = given_latents(recipe)
+    policy, obs = Plain(model, guide), recipe.observations()
+    action, latents = given_action(recipe), given_latents(recipe)
 
     log_prior, log_likelihood = traced(model, obs, action, latents, how=how)
     scores = score_model(policy, obs, action, latents)
@@ -168,7 +163,8 @@ def test_standard_prior_without_a_plate_gives_each_row_and_particle_its_own_z(ro
 
 @pytest.mark.parametrize("particles", [3, 4, 5])
 @pytest.mark.parametrize(
-    "name, shape", [("one column", (4, 1)), ("an event", (4, 2)), ("rows of another batch", (5,)), ("particles", (7, 4))]
+    "name, shape",
+    [("one column", (4, 1)), ("an event", (4, 2)), ("rows of another batch", (5,)), ("particles", (7, 4))],
 )
 def test_latents_of_any_other_batch_shape_are_refused(particles: int, name: str, shape: tuple[int, ...]) -> None:
     """Whether K is B or not; ``[K, B]`` too, before any latent has brought K in."""
@@ -253,10 +249,8 @@ def test_plate_where_the_particles_are_is_refused_at_every_k(particles: int) -> 
         log_joint(Plain(model), torch.zeros(4, 3), torch.zeros(4), {"z": torch.zeros(particles, 4)})
 
 
-def test_nested_plates_of_rows_and_of_one() -> None:
+def test_sequential_plates_inside_the_plate_of_rows() -> None:
     def model(obs: Tensor, action: Tensor | None = None) -> None:
-        with pyro.plate("one", 1, dim=-2), pyro.plate("rows", obs.shape[0], dim=-1):
-            pass
         with pyro.plate("rows", obs.shape[0]):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             for i in pyro.plate("outer", 2):

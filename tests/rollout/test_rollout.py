@@ -1,7 +1,7 @@
-"""Recorded transitions are what happened: true next observations, honest endings, seeds, and actions in policy coordinates."""
+"""Recorded transitions are what happened: true next observations, endings, seeds, actions in policy coordinates."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -21,8 +21,6 @@ from latentpg.rollout import Transitions, make_envs, record_transitions
 class Counter(gymnasium.Env[Any, Any]):
     """Counts its steps up from 100 times the first digit that its seed draws, and writes down what it is told."""
 
-    metadata: ClassVar[dict[str, Any]] = {}
-
     def __init__(self, action_space: spaces.Space[Any], *, length: int, truncates: bool) -> None:
         self.action_space = action_space
         self.observation_space = spaces.Box(-np.inf, np.inf, (1, 2), dtype=np.float64)
@@ -36,14 +34,14 @@ class Counter(gymnasium.Env[Any, Any]):
         self.steps, self.start = 0, int(self.np_random.integers(10**6))
         return self._look(), {}
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def step(self, action: object) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         assert self.action_space.contains(action)
         self.actions.append(action)
         self.steps += 1
         ended = self.steps == self.length
         return self._look(), float(self.steps), ended and not self.truncates, ended and self.truncates, {}
 
-    def _look(self) -> Any:
+    def _look(self) -> object:
         return np.array([[self.start, self.steps]], dtype=np.float64)
 
 
@@ -156,7 +154,7 @@ def test_dictionary_observations_are_flattened() -> None:
             super().__init__(spaces.Discrete(2), length=2, truncates=False)
             self.observation_space = spaces.Dict({"b": spaces.Discrete(3), "a": spaces.Box(-9, 9, (2,))})
 
-        def _look(self) -> Any:
+        def _look(self) -> object:
             return {"b": np.int64(self.steps), "a": np.zeros(2, dtype=np.float32)}
 
     envs = vectorize(Keyed, Keyed)
