@@ -99,7 +99,7 @@ def log_joint(w: Weights, obs: Tensor, action: Tensor, z: Tensor) -> Tensor:
 
 
 def log_marginal(w: Weights, obs: Tensor, action: Tensor, z: Tensor, log_proposal: Tensor) -> Tensor:
-    """log (1/K) sum_k p(z_k, a | s) / r(z_k), ``[B]``."""
+    """Log (1/K) sum_k p(z_k, a | s) / r(z_k), ``[B]``."""
     log_weight = log_joint(w, obs, action, z) - log_proposal
     return log_weight.logsumexp(0) - math.log(log_weight.shape[0])
 

@@ -1,7 +1,7 @@
 """Claim: on equal maths the library is faster than Pyro's RenyiELBO and Trace_ELBO, and than storchastic.
 
-Pyro's losses want a batch plate, ``pyro.module`` and vectorised particles, and get them; the networks are the same objects
-in all. The guide's parameters take no gradient anywhere, as in the library, where particles are constants.
+Pyro's losses want a batch plate, ``pyro.module`` and vectorised particles, and get them; the networks are the same
+objects in all. The guide's parameters take no gradient anywhere, as in the library, where particles are constants.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ def test_pyro(benchmark, record: Callable[[Row], None]) -> None:  # noqa: ANN001
 def test_storchastic(benchmark, record: Callable[[Row], None]) -> None:  # noqa: ANN001 (a fixture)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        storch = pytest.importorskip("storch", reason="storchastic is not installed (pip install --no-deps storchastic entmax)")
+        missing = "storchastic is not installed (pip install --no-deps storchastic entmax)"
+        storch = pytest.importorskip("storch", reason=missing)
     case = make_case("Gaussian latent, Box action")
     parameters = model_parameters(case.policy)
 

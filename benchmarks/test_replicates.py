@@ -58,6 +58,10 @@ def test_replicate_gradients(benchmark, record: Callable[[Row], None]) -> None: 
         ratio = sorted(ratios)[2]
         size = sum(p.numel() for p in parameters)
         details = {"parameters": size, "rows": NUM_ROWS, "particles": 8, "seconds (loop, batched)": seconds}
-        record(Row(f"R=1000 replicate gradients, {name} latent, P={size}", ">= 10", ratio, "x faster", ratio >= 10, details))
+        record(
+            Row(
+                f"R=1000 replicate gradients, {name} latent, P={size}", ">= 10", ratio, "x faster", ratio >= 10, details
+            )
+        )
     benchmark.extra_info["times faster than a loop"] = ratio
     benchmark.pedantic(batched, rounds=3)

@@ -124,7 +124,6 @@ def latentpg_fault(
 ) -> str | None:
     """Say what is wrong with the arguments of a ``latentpg`` command by its own ``--help``, or None."""
     from latentpg.cli import main
-
     from latentpg.errors import LatentPGError
 
     monkeypatch.setenv("COLUMNS", "240")  # narrow help would break long option names

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from latentpg.estimators.base import Estimate, Estimator, Particles
-from latentpg.programs import Latents, LatentPolicy, Observations
+from latentpg.programs import LatentPolicy, Latents, Observations
 from latentpg.programs.compiling import compiled_scoring
 
 
@@ -15,9 +15,9 @@ from latentpg.programs.compiling import compiled_scoring
 class Compiled:
     """Any estimator with its model scored by ``torch.compile``; values and gradients equal to rounding.
 
-    The first estimate of a kind of policy takes some ten seconds, and so does the first with another number of dimensions
-    or another type of input; changing the batch size, K or the parameters costs nothing. It needs a C++ compiler.
-    Everything that is checked without it is checked with it. A program that ``torch.compile`` cannot trace (as most of
+    The first estimate of a kind of policy takes some ten seconds, and so does the first with another number of
+    dimensions or another type of input; changing the batch size, K or the parameters costs nothing. It needs a C++
+    compiler. Everything that is checked without it is checked with it. A program that ``torch.compile`` cannot trace (as most of
     those from ``from_pyro``) is an :class:`~latentpg.errors.EstimatorError`.
 
     >>> from latentpg.estimators.importance import ConditionalIS

@@ -24,6 +24,7 @@ class GaussianPolicy(nn.Module):
     The one latent site ``"z"`` is ``[K, B, Z]``. ``prior="learned"`` has a network give its mean and log standard
     deviation; ``prior="standard"`` is N(0, I), and there is no phi.
 
+    >>> import torch
     >>> policy = GaussianPolicy(spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)), latent_size=2)
     >>> from latentpg.programs import act
     >>> act(policy, torch.zeros(5, 3)).latents["z"].shape

@@ -1,11 +1,11 @@
 """Score compiled: ``torch.compile`` for the forward and backward pass of a policy's model.
 
-Inside :func:`compiled_scoring`, log-joints are computed by code generated for the policy and the number of dimensions of
-what comes in; batch size and number of particles may change freely. Compiled code cannot raise an error that looks at
-numbers, so the test of the actions' support is computed with the rest and looked at afterwards, and whatever goes wrong
-is run again as it was written, to be told in the library's own words.
+Inside :func:`compiled_scoring`, log-joints are computed by code generated for the policy and the number of dimensions
+of what comes in; batch size and number of particles may change freely. Compiled code cannot raise an error that looks
+at numbers, so the test of the actions' support is computed with the rest and looked at afterwards, and whatever goes
+wrong is run again as it was written, to be told in the library's own words.
 
-Pyro is not touched: while a graph is traced, and only then, ``torch.compile`` reads :func:`_sample` and :func:`_subsample`
+Pyro is not touched: while a graph is traced, and only then, ``torch.compile`` reads ``_sample`` and ``_subsample``
 in the place of the two functions of Pyro that build their message from a ``TypedDict``, which it cannot trace.
 """
 
@@ -35,7 +35,7 @@ RECOMPILE_LIMIT = 64
 
 @contextmanager
 def compiled_scoring() -> Iterator[None]:
-    """Score by compiled code inside the scope: same values and gradients, less time a step after the first (seconds)."""
+    """Score by compiled code inside the scope: same values and gradients, in less time after the first step."""
     with scoring_with(_score):
         yield
 
@@ -68,14 +68,13 @@ def _score_and_check(
 @cache
 def _compiled() -> Callable[..., Any]:
     """Prepare ``torch.compile`` on first use: importing it takes more than a second."""
-    torch.compiler.substitute_in_graph(pyro.primitives.sample, skip_signature_check=True)(_sample)
+    torch.compiler.substitute_in_graph(pyro.primitives.sample, skip_signature_check=True)(_sample)  # type: ignore[arg-type]
     torch.compiler.substitute_in_graph(SubsampleMessenger._subsample, skip_signature_check=True)(_subsample)
     # The generated tanh is several times slower than torch's own unless it is written in terms of exp.
     wanted: dict[str, str | int | bool | Callable[..., Any]] = {"cpp.use_decompose_tanh": True}
     options = {name: value for name, value in wanted.items() if name in torch._inductor.list_options()}
-    return torch.compile(
-        _score_and_check, fullgraph=True, dynamic=True, options=options, recompile_limit=RECOMPILE_LIMIT
-    )
+    limit: dict[str, Any] = {"recompile_limit": RECOMPILE_LIMIT}  # which torch's type hints leave out
+    return torch.compile(_score_and_check, fullgraph=True, dynamic=True, options=options, **limit)
 
 
 def _sample(

@@ -9,7 +9,7 @@ log-likelihood is the sum over those steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -88,14 +88,14 @@ def repeat_rows(values: Nested, num_particles: int) -> Nested:
     return _map(repeat, values)
 
 
-def _map(function: Callable[[Tensor], Tensor], values: Nested) -> Nested:
+def _map(function: Callable[[Tensor], Tensor], values: Any) -> Any:  # noqa: ANN401 (whatever it was)
     if isinstance(values, Tensor):
         return function(values)
     if isinstance(values, Mapping):
-        return {name: _map(function, leaf) for name, leaf in values.items()}  # type: ignore[return-value]
+        return {name: _map(function, leaf) for name, leaf in values.items()}
     if isinstance(values, tuple):
         parts = [_map(function, leaf) for leaf in values]
-        return type(values)(*parts) if hasattr(values, "_fields") else type(values)(parts)  # type: ignore[return-value]
+        return type(values)(*parts) if hasattr(values, "_fields") else type(values)(parts)
     raise ShapeError("rows", "`obs`", expected="a tensor, or a tuple or mapping of tensors", got=type(values).__name__)
 
 

@@ -278,6 +278,12 @@ class Model:
         return self.action.shape[0]
 
     @property
+    def states(self) -> Tensor:
+        """The observations of a kind whose observations are state numbers."""
+        assert isinstance(self.obs, Tensor)
+        return self.obs
+
+    @property
     def size(self) -> int:
         """C, the number of joint latents."""
         return len(next(iter(points(self.policy, self.obs).values())))
@@ -411,7 +417,7 @@ def near_the_posterior(model: Model) -> Model:
 
     The weights are then nearly exponentials of a linear function, whose normalised form is analytic in a wide strip.
     """
-    policy, obs = model.policy, model.obs
+    policy, obs = model.policy, model.states
     assert isinstance(policy, LinearGaussianPolicy)
     with torch.no_grad():
         posterior = policy.posterior(obs, model.action)

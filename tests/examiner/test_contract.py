@@ -11,7 +11,7 @@ from latentpg.estimators import Estimate, Estimator, Particles, make_estimator, 
 from latentpg.estimators.guides import GuideObjective
 from latentpg.oracles.linear_gaussian import LinearGaussianPolicy
 from latentpg.oracles.softmax import TabularLatentPolicy
-from latentpg.programs import LatentPolicy, act, model_parameters, row_blocks
+from latentpg.programs import LatentPolicy, Latents, act, model_parameters, row_blocks
 from tests.estimators import ESTIMATOR_CASES, GUIDE_CASES, EstimatorCase, GuideCase
 
 ROWS = (3, 4)  # K is 4: one with K and B apart, and one with K = B, where a wrong broadcast hides
@@ -132,7 +132,8 @@ def test_the_ratio_is_one_where_nothing_has_moved(case: EstimatorCase) -> None:
 def test_a_recorded_latent_is_asked_for_where_it_is_needed(case: EstimatorCase) -> None:
     data = data_for(case, 4)
     estimator = case.make(4)
-    for absent in (None, {}):
+    nothing: list[Latents | None] = [None, {}]
+    for absent in nothing:
         if case.needs_recorded:
             with pytest.raises(RecordedLatentError, match="no recorded latent"):
                 estimator.propose(data.policy, data.obs, data.action, absent)

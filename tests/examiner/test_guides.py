@@ -175,7 +175,7 @@ def test_the_bound_on_nodes_is_the_closed_form(model: Model) -> None:
     """Its integrand is quadratic, so that two nodes are enough, and what pathwise objectives have is the truth."""
     policy = model.policy
     assert isinstance(policy, LinearGaussianPolicy)
-    closed = -policy.log_bound(model.obs, model.action)
+    closed = -policy.log_bound(model.states, model.action)
     assert off_by(gaussian_target(model, 1, Target.BOUND, 2), closed) < EXACT
     loss = examine_loss(model, ELBOGuide(2))
     assert loss is not None

@@ -6,14 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from latentpg.estimators import Guide, MarkovianIS, Mixture, Prior
+from latentpg.estimators import Guide, MarkovianIS, Mixture, Prior, Proposal
 from latentpg.oracles.enumeration import enumerate_draws
+from latentpg.oracles.softmax import TabularLatentPolicy
 from latentpg.programs import Latents, take_rows
 from tests.examiner.expectations import EXACT, draw_recorded, log_proposal, model_gradient, off_by
 from tests.examiner.models import Model, models
 
 EXAMPLES = 13  # of sixteen models each: 208
-PROPOSALS = {"prior": Prior(), "guide": Guide(), "mixture": Mixture(0.25)}
+PROPOSALS: dict[str, Proposal] = {"prior": Prior(), "guide": Guide(), "mixture": Mixture(0.25)}
 
 
 def state_law(model: Model, estimator: MarkovianIS, start: Tensor | None) -> Tensor:
@@ -99,7 +100,8 @@ def test_sweeps_compose_and_the_gradients_bias_dies_with_the_chains_memory(model
     # the chain's law after n sweeps is posterior + (memory)^n (proposal - posterior): two values, one eigenvalue
     memory = one[:, 0, 0] - one[:, 1, 0]
     biases = [expected_gradient(sweeps) - exact for sweeps in range(3)]
-    per_row = (model.policy.prior_logits, model.policy.decoder_logits)  # type: ignore[union-attr]
+    assert isinstance(model.policy, TabularLatentPolicy)
+    per_row = (model.policy.prior_logits, model.policy.decoder_logits)
     shrink = torch.cat([memory.reshape(-1, *[1] * (table.ndim - 1)).expand_as(table).flatten() for table in per_row])
     assert off_by(biases[1], shrink * biases[0]) < EXACT
     assert off_by(biases[2], shrink**2 * biases[0]) < EXACT

@@ -30,7 +30,19 @@ from latentpg.numerics.weights import leave_one_out_log_mean_exp, log_mean_exp
 from latentpg.oracles.enumeration import enumerate_draws, tuples
 from latentpg.oracles.replay import replay
 from latentpg.oracles.softmax import TabularLatentPolicy
-from latentpg.programs import Categorical, Latents, draw, draw_guide, draw_prior, log_joint, score_model, take_rows
+from latentpg.programs import (
+    Categorical,
+    LatentPolicy,
+    Latents,
+    Observations,
+    draw,
+    draw_guide,
+    draw_prior,
+    log_joint,
+    num_rows,
+    score_model,
+    take_rows,
+)
 from tests.estimators import Claim
 from tests.examiner.claims import DEVIATION
 from tests.examiner.expectations import (
@@ -69,11 +81,11 @@ class Retaining:
     num_particles: int = 2
 
     def propose(
-        self, policy: TabularLatentPolicy, obs: Tensor, action: Tensor, latents: Latents | None = None
+        self, policy: LatentPolicy, obs: Observations, action: Tensor, latents: Latents | None = None
     ) -> Particles:
         return ConditionalIS(self.num_particles, Guide()).propose(policy, obs, action, latents)
 
-    def estimate(self, policy: TabularLatentPolicy, obs: Tensor, action: Tensor, particles: Particles) -> Estimate:
+    def estimate(self, policy: LatentPolicy, obs: Observations, action: Tensor, particles: Particles) -> Estimate:
         return importance_estimate(policy, obs, action, particles)
 
 
@@ -90,7 +102,7 @@ class RetainedDropped:
     estimate = Retaining().estimate
 
     def propose(
-        self, policy: TabularLatentPolicy, obs: Tensor, action: Tensor, latents: Latents | None = None
+        self, policy: LatentPolicy, obs: Observations, action: Tensor, latents: Latents | None = None
     ) -> Particles:
         return PosteriorIS(2, Guide()).propose(policy, obs, action)
 
@@ -106,7 +118,7 @@ class WeightsUndetached:
 
     propose = Retaining().propose
 
-    def estimate(self, policy: TabularLatentPolicy, obs: Tensor, action: Tensor, particles: Particles) -> Estimate:
+    def estimate(self, policy: LatentPolicy, obs: Observations, action: Tensor, particles: Particles) -> Estimate:
         score = log_joint(policy, obs, action, particles.latents)
         return Estimate(((score - particles.log_proposal).softmax(0) * score).sum(0))
 
@@ -117,7 +129,7 @@ class Unnormalised:
 
     propose = Retaining().propose
 
-    def estimate(self, policy: TabularLatentPolicy, obs: Tensor, action: Tensor, particles: Particles) -> Estimate:
+    def estimate(self, policy: LatentPolicy, obs: Observations, action: Tensor, particles: Particles) -> Estimate:
         score = log_joint(policy, obs, action, particles.latents)
         weight = (score - particles.log_proposal).exp().detach()
         return Estimate((weight * score).mean(0))
@@ -129,7 +141,7 @@ class MeanOfWeights:
 
     propose = Retaining().propose
 
-    def estimate(self, policy: TabularLatentPolicy, obs: Tensor, action: Tensor, particles: Particles) -> Estimate:
+    def estimate(self, policy: LatentPolicy, obs: Observations, action: Tensor, particles: Particles) -> Estimate:
         return Estimate((log_joint(policy, obs, action, particles.latents) - particles.log_proposal).exp().mean(0))
 
 
@@ -139,7 +151,7 @@ class LikelihoodOnly:
 
     propose = Retaining().propose
 
-    def estimate(self, policy: TabularLatentPolicy, obs: Tensor, action: Tensor, particles: Particles) -> Estimate:
+    def estimate(self, policy: LatentPolicy, obs: Observations, action: Tensor, particles: Particles) -> Estimate:
         scores = score_model(policy, obs, action, particles.latents)
         log_weight = scores.log_prior.detach() + scores.log_likelihood - particles.log_proposal
         return Estimate(log_mean_exp(log_weight))
@@ -151,7 +163,7 @@ class PriorUnweighted:
 
     propose = Retaining().propose
 
-    def estimate(self, policy: TabularLatentPolicy, obs: Tensor, action: Tensor, particles: Particles) -> Estimate:
+    def estimate(self, policy: LatentPolicy, obs: Observations, action: Tensor, particles: Particles) -> Estimate:
         scores = score_model(policy, obs, action, particles.latents)
         share = (scores.log_likelihood - particles.log_proposal).softmax(0).detach()
         return Estimate((share * (scores.log_prior + scores.log_likelihood)).sum(0))
@@ -163,7 +175,7 @@ class ProposalUnweighted:
 
     propose = Retaining().propose
 
-    def estimate(self, policy: TabularLatentPolicy, obs: Tensor, action: Tensor, particles: Particles) -> Estimate:
+    def estimate(self, policy: LatentPolicy, obs: Observations, action: Tensor, particles: Particles) -> Estimate:
         return Estimate(log_mean_exp(log_joint(policy, obs, action, particles.latents)))
 
 
@@ -190,9 +202,9 @@ class GuideTrainedFirst:
     estimate = Retaining().estimate
 
     def propose(
-        self, policy: TabularLatentPolicy, obs: Tensor, action: Tensor, latents: Latents | None = None
+        self, policy: LatentPolicy, obs: Observations, action: Tensor, latents: Latents | None = None
     ) -> Particles:
-        assert latents is not None
+        assert latents is not None and isinstance(policy, TabularLatentPolicy)
         kept = latents["z"]
         with torch.no_grad():
             trained = policy.guide_logits[obs, action] + torch.nn.functional.one_hot(kept, 3)
@@ -208,7 +220,7 @@ class StratifiedMixture:
     estimate = Retaining().estimate
 
     def propose(
-        self, policy: TabularLatentPolicy, obs: Tensor, action: Tensor, latents: Latents | None = None
+        self, policy: LatentPolicy, obs: Observations, action: Tensor, latents: Latents | None = None
     ) -> Particles:
         assert latents is not None
         with torch.no_grad():
@@ -222,15 +234,15 @@ class StratifiedMixture:
 class MixtureDensityBeforeMixing:
     """Draws from the mixture, weighted by its density at the guide's draw, kept or not."""
 
-    def draw(self, policy: TabularLatentPolicy, obs: Tensor, action: Tensor, num_particles: int) -> Proposed:
+    def draw(self, policy: LatentPolicy, obs: Observations, action: Tensor, num_particles: int) -> Proposed:
         guide = draw_guide(policy, obs, action, num_particles=num_particles)
         prior = draw_prior(policy, obs, num_particles=num_particles)
-        coin = Categorical(torch.zeros(len(obs), 2, dtype=torch.float64))
+        coin = Categorical(torch.zeros(num_rows(obs), 2, dtype=torch.float64))
         from_prior = draw("coin", coin, (num_particles,)).bool()
         kept = torch.where(from_prior, prior.latents["z"], guide.latents["z"])
         return Proposed({"z": kept}, Mixture(0.5).log_prob(policy, obs, action, guide.latents))
 
-    def log_prob(self, policy: TabularLatentPolicy, obs: Tensor, action: Tensor, latents: Latents) -> Tensor:
+    def log_prob(self, policy: LatentPolicy, obs: Observations, action: Tensor, latents: Latents) -> Tensor:
         return Mixture(0.5).log_prob(policy, obs, action, latents)
 
 
@@ -252,7 +264,7 @@ def test_a_stratified_mixture_is_right_where_the_recorded_latent_takes_its_place
         estimate = Retaining().estimate
 
         def propose(
-            self, policy: TabularLatentPolicy, obs: Tensor, action: Tensor, latents: Latents | None = None
+            self, policy: LatentPolicy, obs: Observations, action: Tensor, latents: Latents | None = None
         ) -> Particles:
             assert latents is not None
             with torch.no_grad():
@@ -274,12 +286,12 @@ class Hole:
 
     honest: bool
 
-    def draw(self, policy: TabularLatentPolicy, obs: Tensor, action: Tensor, num_particles: int) -> Proposed:
-        even = Categorical(torch.zeros(len(obs), 2, dtype=torch.float64))
+    def draw(self, policy: LatentPolicy, obs: Observations, action: Tensor, num_particles: int) -> Proposed:
+        even = Categorical(torch.zeros(num_rows(obs), 2, dtype=torch.float64))
         z = {"z": 1 + draw("z", even, (num_particles,))}
         return Proposed(z, self.log_prob(policy, obs, action, z))
 
-    def log_prob(self, policy: TabularLatentPolicy, obs: Tensor, action: Tensor, latents: Latents) -> Tensor:
+    def log_prob(self, policy: LatentPolicy, obs: Observations, action: Tensor, latents: Latents) -> Tensor:
         half = torch.full(latents["z"].shape, math.log(0.5), dtype=torch.float64)
         return torch.where(latents["z"] == 0, -torch.inf, half) if self.honest else half
 
@@ -339,7 +351,7 @@ def test_a_latent_of_another_row_is_caught(model: Model) -> None:
         estimate = Retaining().estimate
 
         def propose(
-            self, policy: TabularLatentPolicy, obs: Tensor, action: Tensor, latents: Latents | None = None
+            self, policy: LatentPolicy, obs: Observations, action: Tensor, latents: Latents | None = None
         ) -> Particles:
             assert latents is not None
             return Retaining().propose(policy, obs, action, {"z": latents["z"].roll(1)})
@@ -353,8 +365,8 @@ class VIMCOWithoutItsGuideTerm:
 
     def loss(
         self,
-        policy: TabularLatentPolicy,
-        obs: Tensor,
+        policy: LatentPolicy,
+        obs: Observations,
         action: Tensor,
         *,
         particles: Particles | None = None,
@@ -375,7 +387,7 @@ def multi_sample_bound(model: Model) -> Tensor:
 
 def test_vimco_without_its_guide_term_is_caught(model: Model) -> None:
     expected = guide_gradient(model, multi_sample_bound(model))
-    objectives: Sequence[tuple[GuideObjective, bool]] = ((VIMCO(2), True), (VIMCOWithoutItsGuideTerm(), False))
+    objectives: Sequence[tuple[GuideObjective, bool]] = [(VIMCO(2), True), (VIMCOWithoutItsGuideTerm(), False)]
     for objective, right in objectives:
         loss = examine_loss(model, objective)
         assert loss is not None

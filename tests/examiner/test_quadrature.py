@@ -48,7 +48,7 @@ def test_it_is_the_closed_form_of_linear_gaussians(drawn: Model) -> None:
     """Under a guide within a tenth of the posterior the weights are entire functions, and 32 nodes reach rounding."""
     model = near_the_posterior(drawn)
     assert isinstance(model.policy, LinearGaussianPolicy)
-    quadrature, closed = estimate(Quadrature(), model), model.policy.log_pi(model.obs, model.action)
+    quadrature, closed = estimate(Quadrature(), model), model.policy.log_pi(model.states, model.action)
     assert off_by(quadrature, closed) < EXACT
     assert off_by(model_gradient(model, quadrature), model_gradient(model, closed)) < EXACT
 
@@ -73,11 +73,11 @@ def test_it_is_exact_where_the_guide_is_the_posterior(model: Model) -> None:
     policy = model.policy
     assert isinstance(policy, LinearGaussianPolicy)
     with torch.no_grad():
-        posterior = policy.posterior(model.obs, model.action)
+        posterior = policy.posterior(model.states, model.action)
         policy.guide_weight.zero_()
         policy.guide_bias.copy_(posterior.mean)
         policy.guide_log_scale.copy_(posterior.variance.sqrt().log())
-    quadrature, closed = estimate(Quadrature(num_nodes=3), model), policy.log_pi(model.obs, model.action)
+    quadrature, closed = estimate(Quadrature(num_nodes=3), model), policy.log_pi(model.states, model.action)
     assert off_by(quadrature, closed) < EXACT
     # the gradient's integrand is a polynomial of degree two in z
     assert off_by(model_gradient(model, quadrature), model_gradient(model, closed)) < EXACT
@@ -142,10 +142,10 @@ def test_it_accepts_the_same_decoder_under_its_posterior() -> None:
     model = peaked()
     assert isinstance(model.policy, LinearGaussianPolicy)
     with torch.no_grad():
-        posterior = model.policy.posterior(model.obs, model.action)
+        posterior = model.policy.posterior(model.states, model.action)
         model.policy.guide_bias.copy_(posterior.mean)
         model.policy.guide_log_scale.copy_(posterior.variance.sqrt().log())
-    assert off_by(estimate(Quadrature(), model), model.policy.log_pi(model.obs, model.action)) < EXACT
+    assert off_by(estimate(Quadrature(), model), model.policy.log_pi(model.states, model.action)) < EXACT
 
 
 def test_it_refuses_more_than_three_gaussian_dimensions() -> None:

@@ -186,9 +186,9 @@ def test_every_guide_objective_by_real_draws(case: GuideCase) -> None:
 def test_the_ratio_of_retained_noise_by_real_draws() -> None:
     r"""Unbounded: the median of k means of n / k values is within :math:`2\sigma\sqrt{k/n}` of the mean.
 
-    Each mean is further off with a chance of at most a quarter, by Chebyshev; more than half of them are with a chance of
-    :math:`e^{-k/8}`, by Hoeffding. The standard deviation is by Gauss-Hermite nodes; n is such that a bias of a tenth of
-    it is seen.
+    Each mean is further off with a chance of at most a quarter, by Chebyshev; more than half of them are with a chance
+    of :math:`e^{-k/8}`, by Hoeffding. The standard deviation is by Gauss-Hermite nodes; n is such that a bias of a
+    tenth of it is seen.
     """
     with seeded(11):
         old, new = (LinearGaussianPolicy.random(num_states=1, latent_size=1, action_size=1) for _ in range(2))
