@@ -189,7 +189,7 @@ def median_interval(values: Float[Tensor, " R"], *, level: float = LEVEL) -> Int
     return Interval(float(x.quantile(0.5)), float(x[rank]), float(x[size - 1 - rank]))
 
 
-def log_log_slope(abscissa: Sequence[float], points: Sequence[Interval], *, level: float = LEVEL) -> Interval:
+def log_log_slope(abscissa: Sequence[float | int], points: Sequence[Interval], *, level: float = LEVEL) -> Interval:
     """Fit the slope of log y against log x, each point weighed by its own interval, and carry those intervals over.
 
     Points must be positive, lower ends too, and independent. The interval says how well these points fix a straight

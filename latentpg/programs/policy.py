@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -50,5 +50,7 @@ def model_parameters(policy: LatentPolicy) -> list[nn.Parameter]:
 
 def parameter_dtype(policy: LatentPolicy) -> torch.dtype:
     """Tell the floating-point type that log-probabilities of this policy come in."""
-    parameters = model_parameters(policy)
-    return parameters[0].dtype if parameters else torch.get_default_dtype()
+    # A module is asked as a module: under torch.func its parameters are tensors, which the three lists do not promise.
+    parameters: Iterable[Tensor] = policy.parameters() if isinstance(policy, nn.Module) else model_parameters(policy)
+    first = next(iter(parameters), None)
+    return torch.get_default_dtype() if first is None else first.dtype

@@ -237,12 +237,12 @@ def _abscissa(plot: Plot, result: StudyResult, cell: Cell) -> Interval | None:
     return Interval(size, size, size)
 
 
-def _reaches(points: Sequence[Mapping[str, float]], value: str, low: str, high: str) -> list[list[float]]:
+def _reaches(points: Sequence[Mapping[str, Any]], value: str, low: str, high: str) -> list[list[float]]:
     upper = [p[high] if math.isfinite(p[high]) else p[value] for p in points]
     return [[p[value] - p[low] for p in points], [end - p[value] for end, p in zip(upper, points, strict=True)]]
 
 
-def _draw_open_ends(axis: Axes, points: Sequence[Mapping[str, float]], shift: float, color: str) -> None:
+def _draw_open_ends(axis: Axes, points: Sequence[Mapping[str, Any]], shift: float, color: str) -> None:
     """Carry bars without an upper end beyond the figure, leaving its limits to the others."""
     from matplotlib.lines import Line2D
 
@@ -252,7 +252,7 @@ def _draw_open_ends(axis: Axes, points: Sequence[Mapping[str, float]], shift: fl
             axis.add_artist(Line2D([x, x], [point["value"], 1e100], color=color, linewidth=0.7))
 
 
-def _draw_level(axis: Axes, point: Mapping[str, float], label: str, plot: Plot, style: Mapping[str, Any]) -> None:
+def _draw_level(axis: Axes, point: Mapping[str, Any], label: str, plot: Plot, style: Mapping[str, Any]) -> None:
     """Draw an estimator without K as a level, or its upper end where the interval reaches zero."""
     hidden = plot.is_log and point["low"] <= 0
     axis.axhline(

@@ -155,7 +155,7 @@ def measure_cell(
             recorded = [estimator.redraw() for _ in recorded]
         evaluations = likelihood_evaluations(cell.build(), problem, recorded[0])
         costs = [
-            Measured(cell, "likelihood_evaluations", _point(evaluations), exact=True),
+            Measured(cell, "likelihood_evaluations", _point(float(evaluations)), exact=True),
             *_costs(cell, problem, recorded),
         ]
         if claim.kind is Kind.EXACT:
