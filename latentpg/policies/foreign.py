@@ -8,13 +8,14 @@ the policy's own tensors swapped in. A copy of the policy is then a copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 import pyro
 import torch
+from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
@@ -31,6 +32,11 @@ Code = TypeVar("Code")
 
 _MODULE_DIVIDER = "$$$"
 _NOT_IN_A_NAME = str.maketrans({".": "/"})
+
+
+def _key(kind: str, name: str) -> str:
+    """Name a parameter or module so that torch takes it: no dots, and nothing a container has as an attribute."""
+    return f"{kind}/{name.translate(_NOT_IN_A_NAME)}"
 
 
 class ForeignPolicy(nn.Module):
@@ -54,13 +60,13 @@ class ForeignPolicy(nn.Module):
         self._programs = _Shared((model, guide))
         self._constraints = {name: constraint for name, (_, constraint) in stored.items()}
         self.stored = nn.ParameterDict(
-            {name.translate(_NOT_IN_A_NAME): nn.Parameter(value) for name, (value, _) in stored.items()}
+            {_key("param", name): nn.Parameter(value) for name, (value, _) in stored.items()}
         )
         # The modules themselves stay the stranger's; the tensors are ours, and are swapped in while a program runs.
         self._skeletons = _Shared(dict(modules))
-        self.module_tensors = nn.ModuleDict(
-            {name.translate(_NOT_IN_A_NAME): _Tensors(m) for name, m in modules.items()}
-        )
+        self.module_tensors = nn.ModuleDict({_key("module", name): _Tensors(m) for name, m in modules.items()})
+        # A PyroModule writes its constrained parameters into the global store as it runs.
+        self._writes_to_store = any(isinstance(part, PyroModule) for m in modules.values() for part in m.modules())
         self.groups: dict[str, list[str]] = {"prior": [], "decoder": [], "guide": []}
 
     def model(self, obs: Any, action: Tensor | None = None) -> Any:  # noqa: ANN401 (as the protocol)
@@ -93,11 +99,13 @@ class ForeignPolicy(nn.Module):
     def _own_parameters(self) -> Iterator[None]:
         values = {}
         for name, constraint in self._constraints.items():
-            values[name] = transform_to(constraint)(self.stored[name.translate(_NOT_IN_A_NAME)])
+            values[name] = transform_to(constraint)(self.stored[_key("param", name)])
         with ExitStack() as stack:
-            stack.enter_context(_AnswerParameters(values))
+            if self._writes_to_store:
+                stack.enter_context(pyro.get_param_store().scope())
+            stack.enter_context(_AnswerParameters(values, from_store=self._writes_to_store))
             for name, skeleton in self._skeletons.value.items():
-                tensors = cast(_Tensors, self.module_tensors[name.translate(_NOT_IN_A_NAME)]).tensors()
+                tensors = cast(_Tensors, self.module_tensors[_key("module", name)]).tensors()
                 stack.enter_context(_reparametrize_module(skeleton, tensors, tie_weights=True))
             yield
 
@@ -127,7 +135,7 @@ class _Tensors(nn.Module):
             self.register_buffer(self._rename(name), buffer)
 
     def _rename(self, name: str) -> str:
-        self.names[name] = "tensor/" + name.translate(_NOT_IN_A_NAME)
+        self.names[name] = _key("tensor", name)
         return self.names[name]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -135,17 +143,19 @@ class _Tensors(nn.Module):
 
 
 class _AnswerParameters(Messenger):
-    """Answer ``pyro.param`` with given values, and ``pyro.module``'s statements with the module's present tensors."""
+    """Answer ``pyro.param`` with given values, and the statements modules make with the module's present tensors."""
 
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
+    def __init__(self, values: Mapping[str, Tensor], *, from_store: bool) -> None:
         super().__init__()
-        self.values = values
+        self.values, self.from_store = values, from_store
 
     def _pyro_param(self, msg: Any) -> None:  # noqa: ANN401 (Pyro's message)
-        if _MODULE_DIVIDER in msg["name"]:
+        if _is_of_module(msg):
             msg["value"] = msg["args"][1]
         elif msg["name"] in self.values:
             msg["value"] = self.values[msg["name"]]
+        elif self.from_store and msg["name"] in pyro.get_param_store():
+            msg["value"] = pyro.get_param_store()[msg["name"]]
         else:
             raise SiteError(
                 "from_pyro()",
@@ -156,6 +166,11 @@ class _AnswerParameters(Messenger):
                 fix="pass an example batch to from_pyro() on which every parameter is reached",
             )
         msg["done"] = msg["stop"] = True
+
+
+def _is_of_module(msg: Any) -> bool:  # noqa: ANN401 (Pyro's message)
+    """Tell the statements of ``pyro.module``, and of a PyroModule about a tensor it holds, from a program's own."""
+    return _MODULE_DIVIDER in msg["name"] or (len(msg["args"]) > 1 and isinstance(msg["args"][1], nn.Parameter))
 
 
 @dataclass(frozen=True)
@@ -173,24 +188,33 @@ class _Bare:
 
 
 class _Discover(Messenger):
-    """Note every parameter statement of a run, with its constraint, while answering it afresh."""
+    """Note every parameter statement of a run, with its constraint, while answering it afresh.
 
-    def __init__(self) -> None:
+    It runs in a store of its own; ``trained`` holds the caller's.
+    """
+
+    def __init__(self, trained: Mapping[str, Tensor]) -> None:
         super().__init__()
+        self.trained = trained
         self.stored: dict[str, tuple[Tensor, constraints.Constraint]] = {}
-        self.live: dict[str, Tensor] = {}
+        self.live: list[tuple[str, Tensor]] = []
 
     def _pyro_param(self, msg: Any) -> None:  # noqa: ANN401 (Pyro's message)
         name, initial = (*msg["args"], None)[:2]
+        store = pyro.get_param_store()
         msg["done"] = msg["stop"] = True
-        if _MODULE_DIVIDER in name:
-            self.live[name] = msg["value"] = initial
+        if _is_of_module(msg):
+            self.live.append((name, initial))
+            msg["value"] = initial
+            return
+        if name in store:  # a PyroModule has just put it there
+            msg["value"] = store[name]
+            self.live.append((name, msg["value"].unconstrained()))
             return
         constraint = msg["kwargs"].get("constraint", constraints.real)
         if name not in self.stored:
-            store = pyro.get_param_store()
             # A value that was trained and left in the store counts for more than the statement's initial one.
-            value = store[name] if name in store else initial() if callable(initial) else initial
+            value = self.trained[name] if name in self.trained else initial() if callable(initial) else initial
             if value is None:
                 raise SiteError(
                     "from_pyro()", f"parameter `{name}` has no initial value", expected="a tensor", got="None"
@@ -216,7 +240,7 @@ def from_pyro(
     action)`` the same latents. ``obs [B, ...]`` and ``action [B, ...]`` are an example batch on which both are run
     once. Batch plates, ``factor``, ``deterministic``, ``mask``, ``scale`` and dependent latents are understood.
     ``pyro.param`` statements and modules named by ``pyro.module`` are found; so is the module that ``model`` or
-    ``guide`` is a method of. Modules used without any of these are passed in ``modules``, by any name.
+    ``guide`` is, or is a method of, a ``PyroModule`` among them. Modules used without any of these are passed in ``modules``, by any name.
     ``flatten_particles=True`` is for programs that cannot broadcast a leading particle dimension, such as those that
     ``torch.cat([obs, z], -1)``: they run on K * B rows.
 
@@ -242,14 +266,17 @@ def from_pyro(
     """
     found = dict(modules or {})
     for program in (model, guide):
-        owner = getattr(program, "__self__", None)
+        owner = program if isinstance(program, nn.Module) else getattr(program, "__self__", None)
         if isinstance(owner, nn.Module) and not any(owner is known for known in found.values()):
             found[f"owner{len(found)}"] = owner
-    discover = _Discover()
+    store = pyro.get_param_store()
+    discover = _Discover({name: store[name] for name in store})
     probe = _Bare(model, guide, flatten_particles)
     with torch.no_grad(), discover, _noting_modules(found):
-        drawn = draw_guide(probe, obs, action, num_particles=2)
-        score_model(probe, obs, action, drawn.latents)
+        with store.scope():
+            drawn = draw_guide(probe, obs, action, num_particles=2)
+        with store.scope():
+            score_model(probe, obs, action, drawn.latents)
     _check_reachable(discover.live, found)
     policy = ForeignPolicy(model, guide, discover.stored, _outermost(found), flatten_particles=flatten_particles)
     if not any(True for _ in policy.parameters()):
@@ -291,16 +318,16 @@ def _outermost(found: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     }
 
 
-def _check_reachable(live: Mapping[str, Tensor], found: Mapping[str, nn.Module]) -> None:
+def _check_reachable(live: Iterable[tuple[str, Tensor]], found: Mapping[str, nn.Module]) -> None:
     known = {id(parameter) for module in found.values() for parameter in module.parameters()}
-    for name, tensor in live.items():
+    for name, tensor in live:
         if id(tensor) not in known:
             raise SiteError(
                 "from_pyro()",
                 f"the module behind parameter `{name}` could not be found",
                 expected="modules named by pyro.module(...), called as an attribute of `pyro`",
                 got="a parameter without its module",
-                likely="`from pyro import module`",
+                likely="`from pyro import module`, or a PyroModule that the program uses without being a method of it",
                 fix='from_pyro(..., modules={"name": module})',
             )
 

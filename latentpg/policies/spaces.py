@@ -17,7 +17,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latentpg.errors import ShapeError, SpaceError
+from latentpg.errors import ShapeError, SpaceError, SupportError
 
 _LEAVES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
@@ -52,21 +52,45 @@ def _flatten(space: spaces.Space[Any], batch: Any) -> NDArray[Any]:  # noqa: ANN
         case spaces.Tuple():
             return np.concatenate([_flatten(part, batch[i]) for i, part in enumerate(space.spaces)], -1)
         case spaces.Discrete():
-            return np.eye(int(space.n))[np.asarray(batch, dtype=np.int64) - int(space.start)]
+            return np.eye(int(space.n))[_counted_from_zero("encode_observations()", space, batch)]
         case spaces.MultiDiscrete():
-            rows = np.asarray(batch, dtype=np.int64)
-            return np.stack([np.asarray(spaces.utils.flatten(space, row)) for row in rows])
+            digits = _counted_from_zero("encode_observations()", space, batch).reshape(-1, space.nvec.size)
+            return np.concatenate([np.eye(int(n))[digits[:, i]] for i, n in enumerate(space.nvec.flatten())], -1)
         case _:
-            rows = np.asarray(batch)
-            if rows.shape[1:] != space.shape:
-                raise ShapeError(
-                    "encode_observations()",
-                    "a batch of observations",
-                    expected=f"[N, {', '.join(map(str, space.shape or ()))}]",
-                    got=str(list(rows.shape)),
-                    fix="stack one observation a member; obs[None] makes one a batch",
-                )
+            rows = _rows("encode_observations()", space, batch)
             return rows.reshape(len(rows), -1)
+
+
+def _rows(where: str, space: spaces.Space[Any], batch: Any) -> NDArray[Any]:  # noqa: ANN401 (see above)
+    """Refuse what is not one value of the space a row: arithmetic with the space's bounds would broadcast it."""
+    rows, shape = np.asarray(batch), tuple(space.shape or ())
+    if rows.ndim == 0 or rows.shape[1:] != shape:
+        raise ShapeError(
+            where,
+            f"a batch of values of {space}",
+            expected=f"[{', '.join(map(str, ('N', *shape)))}]",
+            got=str(list(rows.shape)),
+            fix="stack one value a member; value[None] makes one a batch",
+        )
+    return rows
+
+
+def _counted_from_zero(where: str, space: spaces.Discrete | spaces.MultiDiscrete, batch: Any) -> NDArray[Any]:  # noqa: ANN401 (see above)
+    """Take off the space's ``start``; a value below it would be read from the end."""
+    rows = _rows(where, space, batch)
+    sizes = space.n if isinstance(space, spaces.Discrete) else space.nvec
+    counted = rows.astype(np.int64) - space.start
+    outside = ((counted < 0) | (counted >= sizes)).reshape(len(rows), -1).any(1)
+    if outside.any():
+        row = int(outside.argmax())
+        raise SupportError(
+            where,
+            f"a value outside {space}",
+            expected=f"integers from {space.start} on, fewer than {sizes} above it",
+            got=f"{rows[row].tolist()} in row {row} ({int(outside.sum())} such rows)",
+            fix="pass values as the environment gives and takes them, not counted from zero",
+        )
+    return counted
 
 
 def encode_actions(space: spaces.Space[Any], batch: NDArray[Any]) -> Tensor:
@@ -78,17 +102,16 @@ def encode_actions(space: spaces.Space[Any], batch: NDArray[Any]) -> Tensor:
     [0, 2]
     """
     match space:
-        case spaces.Discrete():
-            return torch.as_tensor(np.asarray(batch, dtype=np.int64) - int(space.start))
-        case spaces.MultiDiscrete():
-            return torch.as_tensor(np.asarray(batch, dtype=np.int64) - space.start).flatten(1)
+        case spaces.Discrete() | spaces.MultiDiscrete():
+            rows = _counted_from_zero("encode_actions()", space, batch)
+            return torch.as_tensor(rows if isinstance(space, spaces.Discrete) else rows.reshape(len(rows), -1))
         case spaces.MultiBinary():
-            return torch.as_tensor(np.asarray(batch, dtype=np.float32)).flatten(1)
+            rows = _rows("encode_actions()", space, batch).astype(np.float32)
+            return torch.as_tensor(rows.reshape(len(rows), -1))
         case spaces.Box():
             center, half = _affine(space)
-            return torch.as_tensor(((np.asarray(batch, dtype=np.float64) - center) / half).astype(np.float32)).flatten(
-                1
-            )
+            rows = (_rows("encode_actions()", space, batch).astype(np.float64) - center) / half
+            return torch.as_tensor(rows.reshape(len(rows), -1).astype(np.float32))
         case _:
             raise unsupported_action_space(space)
 
@@ -100,6 +123,15 @@ def decode_actions(space: spaces.Space[Any], action: Tensor) -> NDArray[Any]:
     [[1.0], [2.0]]
     """
     raw = action.detach().cpu().numpy()
+    size = () if isinstance(space, spaces.Discrete) else (int(np.prod(space.shape or ())),)
+    if isinstance(space, _LEAVES) and (raw.ndim == 0 or raw.shape[1:] != size):
+        raise ShapeError(
+            "decode_actions()",
+            "`action`",
+            expected=f"policy coordinates of {space}: [{', '.join(map(str, ('N', *size)))}]",
+            got=str(list(raw.shape)),
+            fix="one action a row, as act(policy, obs).action is",
+        )
     match space:
         case spaces.Discrete():
             return (raw + int(space.start)).astype(space.dtype)
@@ -131,8 +163,8 @@ def _affine(space: spaces.Box) -> tuple[NDArray[Any], NDArray[Any]]:
     finite = np.isfinite(space.low) & np.isfinite(space.high)
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        center = np.where(finite, 0.5 * (low + high), 0.0)
-        half = np.where(finite, 0.5 * (high - low), 1.0)
+        center = np.where(finite, 0.5 * low + 0.5 * high, 0.0)
+        half = np.where(finite, 0.5 * high - 0.5 * low, 1.0)  # halved first: high - low may overflow
     return center, np.where(half == 0, 1.0, half)
 
 

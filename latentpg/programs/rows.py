@@ -9,7 +9,7 @@ log-likelihood is the sum over those steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -50,8 +50,8 @@ def num_rows(obs: Observations) -> int:
     5
     """
     leaves = _leaves(obs)
-    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
-    if len(sizes) != 1 or None in sizes:
+    # Compared one by one: a set of sizes would make torch.compile generate code for this very B.
+    if any(leaf.ndim == 0 or leaf.shape[0] != leaves[0].shape[0] for leaf in leaves):
         raise ShapeError(
             "num_rows()",
             "`obs`",
@@ -59,7 +59,7 @@ def num_rows(obs: Observations) -> int:
             got=str([list(leaf.shape) for leaf in leaves]),
             fix="stack observations along dimension 0; obs[None] makes one observation a batch",
         )
-    return cast(int, sizes.pop())
+    return leaves[0].shape[0]
 
 
 def take_rows(values: Nested, index: slice | Tensor, *, dim: int = 0) -> Nested:

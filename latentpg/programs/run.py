@@ -11,16 +11,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, Independent
-from torch.utils.checkpoint import checkpoint
 
 from latentpg.errors import OptionError, ShapeError, SiteError
 from latentpg.programs.capture import ACTION, LAST_GIVEN, Capture, Reached
 from latentpg.programs.policy import LatentPolicy, parameter_dtype
+from latentpg.programs.recompute import recomputed
 from latentpg.programs.rows import Observations, is_concrete, num_rows, repeat_rows, take_rows
 
 Latents = Mapping[str, Tensor]
@@ -175,7 +176,7 @@ def log_joint(policy: LatentPolicy, obs: Observations, action: Tensor, latents: 
         index = slice(start, start + size)
         piece = (take_rows(obs, index), action[index], take_rows(dict(latents), index, dim=1))
         if torch.is_grad_enabled():
-            pieces.append(checkpoint(score, policy, *piece, use_reentrant=False, preserve_rng_state=False))
+            pieces.append(recomputed(partial(score, policy, *piece), action.device))
         else:
             pieces.append(score(policy, *piece))
     return torch.cat(pieces, 1)
