@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import ROOT, Row
-from latentpg.programs.run import DEFAULT_BLOCK
+from latentpg.programs.blocks import DEFAULT_BLOCK
 
 
 def measure(block: int, path: Path) -> tuple[dict[str, float], np.ndarray]:

@@ -18,6 +18,7 @@ exclude_patterns = ["_build", "_static"]
 html_theme = "furo"
 html_title = f"latentpg {release}"
 html_static_path = ["_static"]
+html_css_files = ["math.css"]
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3

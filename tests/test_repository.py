@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import latentpg
+from benchmarks.page import PAGE, page
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -93,3 +94,7 @@ def test_the_version_is_the_changelogs_newest() -> None:
 
 def test_the_package_is_typed() -> None:
     assert (ROOT / "latentpg" / "py.typed").is_file()
+
+
+def test_the_benchmarks_page_holds_the_committed_results() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m benchmarks.page"

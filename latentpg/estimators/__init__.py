@@ -4,6 +4,7 @@ Guide objectives are in :mod:`latentpg.estimators.guides`.
 """
 
 from latentpg.estimators.base import Estimate, Estimator, Particles
+from latentpg.estimators.compiled import Compiled
 from latentpg.estimators.divergence import exact_entropy, exact_kl, joint_kl, marginal_table
 from latentpg.estimators.entropy import Entropy, entropy_surrogate
 from latentpg.estimators.exact import Exact
@@ -35,6 +36,7 @@ __all__ = [
     "ESTIMATORS",
     "GUIDE_OBJECTIVES",
     "PROPOSALS",
+    "Compiled",
     "ConditionalIS",
     "Entropy",
     "Estimate",

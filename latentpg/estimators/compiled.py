@@ -18,7 +18,8 @@ class Compiled:
     The first estimate of a kind of policy takes some ten seconds, and so does the first with another number of
     dimensions or another type of input; changing the batch size, K or the parameters costs nothing. It needs a C++
     compiler. Everything that is checked without it is checked with it. A program that ``torch.compile`` cannot trace
-    (as most of those from ``from_pyro``) is an :class:`~latentpg.errors.EstimatorError`.
+    (as most of those from ``from_pyro``, and any policy that :class:`~latentpg.estimators.Reparameterized` rewrites) is
+    an :class:`~latentpg.errors.EstimatorError`.
 
     >>> from latentpg.estimators.importance import ConditionalIS
     >>> Compiled(ConditionalIS(8))

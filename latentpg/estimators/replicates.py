@@ -43,8 +43,9 @@ def replicate_gradients(
     """Draw R gradients of the mean of ``log_prob`` over rows, in theta and phi, and its R values.
 
     Each replicate proposes afresh. P counts the entries of ``prior_parameters()`` followed by ``decoder_parameters()``.
-    Replicates run ``chunk_size`` at a time under ``torch.func.vmap``, an order of magnitude faster than a loop. Bad
-    weights cannot be seen inside ``vmap``; a non-finite result is a :class:`~latentpg.errors.WeightError` afterwards.
+    Replicates run ``chunk_size`` at a time under ``torch.func.vmap``, an order of magnitude faster than a loop. Nothing
+    can be looked at inside ``vmap``: mistakes are looked for in one run outside of it, from a stream of its own, and a
+    non-finite result is a :class:`~latentpg.errors.WeightError` afterwards.
     """
 
     def log_prob() -> Tensor:
@@ -84,10 +85,21 @@ def _replicate(
         raise OptionError(
             "replicates", "`policy`", expected="an nn.Module", got=type(policy).__name__, fix="from_pyro(model, guide)"
         )
-    if num_replicates < 1:
-        raise OptionError("replicates", "`num_replicates`", expected="an integer >= 1", got=repr(num_replicates))
+    for option, number in (("num_replicates", num_replicates), ("chunk_size", chunk_size)):
+        if not isinstance(number, int) or number < 1:
+            raise OptionError("replicates", f"`{option}`", expected="an integer >= 1", got=repr(number))
     holder = _Holder(policy, function)
     names = {id(parameter): name for name, parameter in holder.named_parameters()}
+    if not parameters or not all(id(parameter) in names for parameter in parameters):
+        raise OptionError(
+            "replicates",
+            "the parameters to differentiate in",
+            expected="at least one, each among `policy.parameters()`",
+            got=f"{len(parameters)}, of which {sum(id(p) not in names for p in parameters)} are not the module's own",
+            fix="register the networks as attributes of the policy",
+        )
+    with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        function()  # out here mistakes are looked for, such as an action outside its support; inside vmap nothing is
     chosen = {names[id(parameter)]: parameter.detach() for parameter in parameters}
 
     def value(overrides: dict[str, Tensor], replicate: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from gymnasium import spaces
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from latentpg.errors import ShapeError
+from latentpg.errors import OptionError, ShapeError
 from latentpg.policies.heads import ActionHead, make_head
 from latentpg.policies.networks import MLP, ConditionedMLP, refuse_batch_dependence
 from latentpg.policies.spaces import observation_size
@@ -129,6 +129,13 @@ class GuideTrunk(nn.Module):
             weight = obs.mask.to(hidden.dtype).unsqueeze(-1)
             hidden = (hidden * weight).sum(1) / weight.sum(1)
         return self.readout(hidden)
+
+
+def check_sizes(where: str, **sizes: object) -> None:
+    """Refuse a size that is not an integer of at least one, before a layer is built from it."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise OptionError(where, f"`{name}`", expected="an integer >= 1", got=repr(size))
 
 
 def first_step(obs: Observations, features: Tensor) -> Float[Tensor, "B F"]:

@@ -240,9 +240,9 @@ def from_pyro(
     action)`` the same latents. ``obs [B, ...]`` and ``action [B, ...]`` are an example batch on which both are run
     once. Batch plates, ``factor``, ``deterministic``, ``mask``, ``scale`` and dependent latents are understood.
     ``pyro.param`` statements and modules named by ``pyro.module`` are found; so is the module that ``model`` or
-    ``guide`` is, or is a method of, a ``PyroModule`` among them. Modules used without any of these are passed in ``modules``, by any name.
-    ``flatten_particles=True`` is for programs that cannot broadcast a leading particle dimension, such as those that
-    ``torch.cat([obs, z], -1)``: they run on K * B rows.
+    ``guide`` is, or is a method of, a ``PyroModule`` among them. Modules used without any of these are passed in
+    ``modules``, by any name. ``flatten_particles=True`` is for programs that cannot broadcast a leading particle
+    dimension, such as those that ``torch.cat([obs, z], -1)``: they run on K * B rows.
 
     Which parameters are phi, theta and psi is found by differentiating log p(z | s), log p(a | s, z) and log q. One
     that several depend on belongs to the decoder. The module's parameters stay the caller's: training the policy trains

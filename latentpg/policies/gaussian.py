@@ -10,7 +10,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from latentpg.errors import OptionError
-from latentpg.policies.common import Activation, Decoder, GuideTrunk, Trunk, check_action_given, first_step
+from latentpg.policies.common import Activation, Decoder, GuideTrunk, Trunk, check_action_given, check_sizes, first_step
 from latentpg.policies.networks import MLP
 from latentpg.programs.distributions import DiagNormal
 from latentpg.programs.rows import Observations
@@ -44,8 +44,7 @@ class GaussianPolicy(nn.Module):
     ) -> None:
         """Build prior, decoder and guide networks with the same hidden widths on the encoder's features."""
         super().__init__()
-        if latent_size < 1:
-            raise OptionError("GaussianPolicy()", "`latent_size`", expected="an integer >= 1", got=repr(latent_size))
+        check_sizes("GaussianPolicy()", latent_size=latent_size)
         if prior not in ("learned", "standard"):
             raise OptionError("GaussianPolicy()", "`prior`", expected='"learned" or "standard"', got=repr(prior))
         self.latent_size = latent_size

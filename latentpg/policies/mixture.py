@@ -9,8 +9,7 @@ import pyro
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from latentpg.errors import OptionError
-from latentpg.policies.common import Activation, Decoder, GuideTrunk, Trunk, check_action_given, first_step
+from latentpg.policies.common import Activation, Decoder, GuideTrunk, Trunk, check_action_given, check_sizes, first_step
 from latentpg.policies.networks import MLP
 from latentpg.programs.distributions import Categorical
 from latentpg.programs.rows import Observations
@@ -40,10 +39,7 @@ class MixturePolicy(nn.Module):
     ) -> None:
         """Build prior, decoder and guide networks with the same hidden widths on the encoder's features."""
         super().__init__()
-        if num_components < 1:
-            raise OptionError(
-                "MixturePolicy()", "`num_components`", expected="an integer >= 1", got=repr(num_components)
-            )
+        check_sizes("MixturePolicy()", num_components=num_components)
         self.trunk = Trunk(observation_space, encoder)
         size = self.trunk.out_features
         self.prior = MLP(size, hidden, num_components, activation)

@@ -99,8 +99,10 @@ def one_hot(index: Int[Tensor, "*B"], size: int) -> Float[Tensor, "*B C"]:
     return (index.unsqueeze(-1) == torch.arange(size, device=index.device)).to(torch.get_default_dtype())
 
 
-def select(heads: Float[Tensor, "*B C P"], index: Int[Tensor, "*KB"]) -> Float[Tensor, "*KB P"]:
+def select(heads: Float[Tensor, "B C P"], index: Int[Tensor, "..."]) -> Float[Tensor, "... B P"]:
     """Pick, row by row, the head of a category: ``heads [B, C, P]`` and ``index [..., B]`` give ``[..., B, P]``.
+
+    An index ``[..., 1]``, which Pyro's enumeration injects, is every row's.
 
     >>> select(torch.tensor([[[1.0], [2.0]]]), torch.tensor([[1], [0]])).flatten().tolist()
     [2.0, 1.0]

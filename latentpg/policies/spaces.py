@@ -42,7 +42,7 @@ def encode_observations(space: spaces.Space[Any], batch: Any) -> Float[Tensor, "
     [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
     """
     _check_observation_space(space)
-    return torch.from_numpy(np.ascontiguousarray(_flatten(space, batch), dtype=np.float32))
+    return torch.from_numpy(np.array(_flatten(space, batch), dtype=np.float32))  # a copy: environments reuse theirs
 
 
 def _flatten(space: spaces.Space[Any], batch: Any) -> NDArray[Any]:  # noqa: ANN401 (see above)

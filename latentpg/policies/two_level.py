@@ -9,8 +9,7 @@ import pyro
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from latentpg.errors import OptionError
-from latentpg.policies.common import Activation, Decoder, GuideTrunk, Trunk, check_action_given, first_step
+from latentpg.policies.common import Activation, Decoder, GuideTrunk, Trunk, check_action_given, check_sizes, first_step
 from latentpg.policies.networks import MLP, select
 from latentpg.programs.distributions import Categorical, DiagNormal
 from latentpg.programs.rows import Observations
@@ -42,13 +41,7 @@ class TwoLevelPolicy(nn.Module):
     ) -> None:
         """Build prior, decoder and guide networks with the same hidden widths on the encoder's features."""
         super().__init__()
-        if num_modes < 1 or style_size < 1:
-            raise OptionError(
-                "TwoLevelPolicy()",
-                "`num_modes` and `style_size`",
-                expected="integers >= 1",
-                got=f"{num_modes}, {style_size}",
-            )
+        check_sizes("TwoLevelPolicy()", num_modes=num_modes, style_size=style_size)
         self.num_modes, self.style_size = num_modes, style_size
         self.trunk = Trunk(observation_space, encoder)
         size, num_outputs = self.trunk.out_features, num_modes * (1 + 2 * style_size)

@@ -1,5 +1,6 @@
 """Run Pyro programs: act, propose, score, enumerate. The only room that touches Pyro's effect handlers."""
 
+from latentpg.programs.blocks import log_joint, row_blocks
 from latentpg.programs.distributions import Categorical, DiagNormal, MultiBernoulli, MultiCategorical
 from latentpg.programs.draws import DrawSource, draw, drawing
 from latentpg.programs.policy import LatentPolicy, model_parameters, parameter_dtype
@@ -14,8 +15,6 @@ from latentpg.programs.run import (
     conditionals,
     draw_guide,
     draw_prior,
-    log_joint,
-    row_blocks,
     score_guide,
     score_model,
     score_prior,

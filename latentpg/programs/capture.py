@@ -13,7 +13,9 @@ brought K in, ``[K, B]``; ``()`` is expanded to the rows. Anything else is a :cl
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -33,6 +35,19 @@ ACTION = "action"
 
 LAST_GIVEN = "last given latent"
 """Where a run may stop: see :class:`Capture`."""
+
+
+_first_row: ContextVar[int] = ContextVar("latentpg_first_row", default=0)
+
+
+@contextmanager
+def rows_from(first: int) -> Iterator[None]:
+    """Let errors count rows from ``first`` inside the scope: what runs is a block of a larger batch."""
+    token = _first_row.set(first)
+    try:
+        yield
+    finally:
+        _first_row.reset(token)
 
 
 class Reached(Exception):
@@ -244,6 +259,6 @@ def _check_support(program: str, fn: Distribution, value: Tensor) -> None:
         f"{program}()",
         f"`{ACTION}` outside its distribution's support",
         expected=str(support),
-        got=f"{value[row].tolist()} in row {row} ({len(bad)} such rows)",
+        got=f"{value[row].tolist()} in row {_first_row.get() + row} ({len(bad)} such rows)",
         fix="actions are in policy coordinates: integers counted from zero, finite floats",
     )

@@ -24,10 +24,11 @@ from pyro.poutine.subsample_messenger import SubsampleMessenger, _Subsample
 from torch import Tensor
 
 from latentpg.errors import EstimatorError
+from latentpg.programs.blocks import scoring_with
 from latentpg.programs.capture import ACTION
 from latentpg.programs.policy import LatentPolicy
 from latentpg.programs.rows import Observations
-from latentpg.programs.run import Latents, score_in_one_piece, score_model, scoring_with
+from latentpg.programs.run import Latents, score_in_one_piece, score_model
 
 RECOMPILE_LIMIT = 64
 """Kinds of policy, times kinds of input (number of dimensions, type, one row, one particle), that are kept compiled."""
@@ -42,14 +43,17 @@ def compiled_scoring() -> Iterator[None]:
 
 def _score(policy: LatentPolicy, obs: Observations, action: Tensor, latents: Latents) -> Float[Tensor, "K B"]:
     try:
-        log_joint, inside = _compiled()(policy, obs, action, dict(latents))
+        # torch.compile turns validation off for the whole process on its first use, and cannot trace it
+        with pyro.settings.context(validate_distributions_torch=False):
+            log_joint, inside = _compiled()(policy, obs, action, dict(latents))
     except Exception as error:  # whatever it is: the program as written says it better, if it fails as well
         score_in_one_piece(policy, obs, action, latents)
+        cause = getattr(error, "inner_exception", error)  # a failed backend's own message only says that it failed
         raise EstimatorError(
             "compiled scoring",
             "this policy's model cannot be compiled",
             expected="a program that torch.compile can trace as one graph, and a C++ compiler",
-            got=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
+            got=f"{type(cause).__name__}: {(str(cause).strip() or 'no message').splitlines()[0]}",
             fix="use the estimator without Compiled(...), or write the model without what the line above names",
         ) from error
     if inside is not None and not bool(inside):

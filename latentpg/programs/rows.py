@@ -49,7 +49,7 @@ def num_rows(obs: Observations) -> int:
     >>> num_rows(torch.zeros(5, 3))
     5
     """
-    leaves = _leaves(obs)
+    leaves = tensors_of(obs)
     # Compared one by one: a set of sizes would make torch.compile generate code for this very B.
     if any(leaf.ndim == 0 or leaf.shape[0] != leaves[0].shape[0] for leaf in leaves):
         raise ShapeError(
@@ -99,7 +99,8 @@ def _map(function: Callable[[Tensor], Tensor], values: Any) -> Any:  # noqa: ANN
     raise ShapeError("rows", "`obs`", expected="a tensor, or a tuple or mapping of tensors", got=type(values).__name__)
 
 
-def _leaves(values: object) -> list[Tensor]:
+def tensors_of(values: object) -> list[Tensor]:
+    """List every tensor of a tuple or mapping, nested or not."""
     found: list[Tensor] = []
 
     def note(leaf: Tensor) -> Tensor:

@@ -7,11 +7,8 @@ who wants none says ``torch.no_grad()``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -21,16 +18,10 @@ from torch.distributions import Distribution, Independent
 from latentpg.errors import OptionError, ShapeError, SiteError
 from latentpg.programs.capture import ACTION, LAST_GIVEN, Capture, Reached
 from latentpg.programs.policy import LatentPolicy, parameter_dtype
-from latentpg.programs.recompute import recomputed
-from latentpg.programs.rows import Observations, is_concrete, num_rows, repeat_rows, take_rows
+from latentpg.programs.rows import Observations, Span, is_concrete, num_rows, repeat_rows
 
 Latents = Mapping[str, Tensor]
 """Site name to value, ``[K, B, ...]`` for particles and ``[B, ...]`` for what was recorded."""
-
-DEFAULT_BLOCK = 8192
-"""Particles (K times rows) that are scored in one piece; see :func:`row_blocks`."""
-
-_block: ContextVar[int] = ContextVar("latentpg_block_particles", default=DEFAULT_BLOCK)
 
 
 @dataclass(frozen=True)
@@ -67,22 +58,6 @@ class Scores:
     distributions: Mapping[str, Distribution]
 
 
-@contextmanager
-def row_blocks(particles: int) -> Iterator[None]:
-    """Score in blocks of at most this many particles (K times rows) inside the scope; the default is 8,192.
-
-    A block's activations are freed before the next is run, and recomputed in the backward pass, so that memory does not
-    grow with the batch. Rows never interact, so the result is the same.
-    """
-    if particles < 1:
-        raise OptionError("row_blocks()", "`particles`", expected="an integer >= 1", got=repr(particles))
-    token = _block.set(particles)
-    try:
-        yield
-    finally:
-        _block.reset(token)
-
-
 def act(policy: LatentPolicy, obs: Observations) -> Acted:
     """Draw z ~ p_phi(z | s), then a ~ p_theta(a | s, z), for every row, without a gradient.
 
@@ -116,70 +91,35 @@ def draw_guide(
 
 def score_prior(policy: LatentPolicy, obs: Observations, latents: Latents) -> Drawn:
     """Score given latents under p_phi(z | s); the program is left once it has met them all."""
-    return _drawn(_run(policy, "model", obs, None, num_particles=_count(latents), values=latents, stop=LAST_GIVEN))
+    return _drawn(
+        _run(policy, "model", obs, None, num_particles=count_particles(latents), values=latents, stop=LAST_GIVEN)
+    )
 
 
 def score_guide(policy: LatentPolicy, obs: Observations, action: Tensor, latents: Latents) -> Drawn:
     """Score given latents under q_psi(z | s, a)."""
-    return _drawn(_run(policy, "guide", obs, action, num_particles=_count(latents), values=latents))
+    return _drawn(_run(policy, "guide", obs, action, num_particles=count_particles(latents), values=latents))
 
 
 def score_model(policy: LatentPolicy, obs: Observations, action: Tensor, latents: Latents) -> Scores:
     """Score given latents and the action under the model, prior and likelihood apart, in one piece."""
-    run = _run(policy, "model", obs, action, num_particles=_count(latents), values=latents)
+    run = _run(policy, "model", obs, action, num_particles=count_particles(latents), values=latents)
     return Scores(_total(run, latent=True), _total(run, observed=True), run.distributions)
 
 
 def conditionals(policy: LatentPolicy, obs: Observations, latents: Latents) -> Mapping[str, Distribution]:
     """Return the model's distribution at each latent site and at the action, given latents ``[K, B, ...]``."""
-    return _run(policy, "model", obs, None, num_particles=_count(latents), values=latents, stop=ACTION).distributions
+    return _run(
+        policy, "model", obs, None, num_particles=count_particles(latents), values=latents, stop=ACTION
+    ).distributions
 
 
 def score_in_one_piece(
     policy: LatentPolicy, obs: Observations, action: Tensor, latents: Latents
 ) -> Float[Tensor, "K B"]:
     """Compute what :func:`log_joint` does for all rows at once, as the program is written."""
-    run = _run(policy, "model", obs, action, num_particles=_count(latents), values=latents)
+    run = _run(policy, "model", obs, action, num_particles=count_particles(latents), values=latents)
     return _total(run, latent=True, observed=True)
-
-
-Scorer = Callable[[LatentPolicy, Observations, Tensor, Latents], Tensor]
-"""Computes log p(z_k, a | s) of a block of rows: :func:`score_in_one_piece`, or another way to the same numbers."""
-
-_scorer: ContextVar[Scorer] = ContextVar("latentpg_scorer", default=score_in_one_piece)
-
-
-@contextmanager
-def scoring_with(scorer: Scorer) -> Iterator[None]:
-    """Let :func:`log_joint` score its blocks by ``scorer`` inside the scope; ``torch.func`` transforms never do."""
-    token = _scorer.set(scorer)
-    try:
-        yield
-    finally:
-        _scorer.reset(token)
-
-
-def log_joint(policy: LatentPolicy, obs: Observations, action: Tensor, latents: Latents) -> Float[Tensor, "K B"]:
-    r"""Compute :math:`\log p(z_k, a \mid s) = \log p_\phi(z_k \mid s) + \log p_\theta(a \mid s, z_k)`.
-
-    More than a block of particles (see :func:`row_blocks`) is scored block by block over rows.
-    """
-    if not is_concrete():
-        return score_in_one_piece(policy, obs, action, latents)
-    rows, particles, score = num_rows(obs), _count(latents), _scorer.get()
-    size = max(1, _block.get() // particles)
-    if rows <= size:
-        return score(policy, obs, action, latents)
-    _check_rows(action, rows)
-    pieces = []
-    for start in range(0, rows, size):
-        index = slice(start, start + size)
-        piece = (take_rows(obs, index), action[index], take_rows(dict(latents), index, dim=1))
-        if torch.is_grad_enabled():
-            pieces.append(recomputed(partial(score, policy, *piece), action.device))
-        else:
-            pieces.append(score(policy, *piece))
-    return torch.cat(pieces, 1)
 
 
 def support(policy: LatentPolicy, obs: Observations) -> Latents:
@@ -276,8 +216,9 @@ def _run(
         raise OptionError(
             program, "`num_particles`", expected="an integer >= 1", got=repr(num_particles), fix="num_particles=8"
         )
+    _check_first_steps(obs)
     if action is not None:
-        _check_rows(action, rows)
+        check_rows(action, rows)
     shape = (rows,) if num_particles is None else (num_particles, rows)
     flatten = num_particles is not None and getattr(policy, "flatten_particles", False)
     given = values
@@ -341,7 +282,23 @@ def _call(policy: LatentPolicy, program: str, capture: Capture, obs: Observation
         ) from error
 
 
-def _check_rows(action: Tensor, rows: int) -> None:
+def _check_first_steps(obs: Observations) -> None:
+    """Refuse a span without its first step, at which the latent is drawn."""
+    if not isinstance(obs, Span) or not is_concrete():
+        return
+    empty = (~obs.mask[:, 0]).nonzero()
+    if len(empty):
+        raise ShapeError(
+            "programs",
+            "`obs.mask`",
+            expected="true at every row's first step, at which its latent is drawn",
+            got=f"false in row {int(empty[0])} ({len(empty)} such rows)",
+            fix="shift each row's steps to the front, and drop rows without any",
+        )
+
+
+def check_rows(action: Tensor, rows: int) -> None:
+    """Refuse actions ``[B, ...]`` that are not one a row."""
     if action.ndim == 0 or action.shape[0] != rows:
         raise ShapeError(
             "programs",
@@ -389,7 +346,7 @@ def _no_action(run: _Run) -> SiteError:
     return SiteError(run.program, f"no value at `{ACTION}`", expected="a drawn action", got=str(sorted(run.latents)))
 
 
-def _count(latents: Latents) -> int:
+def count_particles(latents: Latents) -> int:
     """Read K off the latents; a policy without any is its own single particle."""
     for value in latents.values():
         return value.shape[0]

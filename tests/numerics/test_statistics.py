@@ -147,11 +147,11 @@ def test_intervals_cover_the_truth(case: str, law: str) -> None:
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("case", CASES)
 def test_intervals_cover_the_truth_in_many_repetitions(case: str, law: str, skewed: bool) -> None:
-    if skewed and law == "one direction" and case in {"variance", "mse"}:
-        pytest.skip("documented: the variance of a few skewed coordinates needs more replicates than 200")
     mean, scale = (part.double() for part in LAWS[law])
+    # The documented limit: with 200 replicates the variance of one skewed coordinate is covered in 90 % of cases only.
+    heavy = skewed and law == "one direction" and case in {"variance", "mse"}
     with seeded(2):
-        share = coverage(CASES[case], mean, scale, replicates=200, repetitions=4000, skewed=skewed)
+        share = coverage(CASES[case], mean, scale, replicates=4000 if heavy else 200, repetitions=4000, skewed=skewed)
     assert is_honest(share, 4000), share
 
 
