@@ -59,9 +59,17 @@ def library_step(case: Case, estimator: Estimator) -> tuple[Tensor, tuple[Tensor
 
 
 def pyro_step(case: Case, loss: Trace_ELBO | RenyiELBO) -> tuple[Tensor, tuple[Tensor, ...]]:
-    programs = PyroPrograms(case)
-    total = -loss.differentiable_loss(programs.model, programs.guide)
-    return total, torch.autograd.grad(total, model_parameters(case.policy))
+    """Do what Pyro's SVI does in a step before its optimiser; the gradients are left in ``grad``."""
+    programs, parameters = PyroPrograms(case), model_parameters(case.policy)
+    for parameter in parameters:
+        parameter.grad = None
+    total = -loss.loss_and_grads(programs.model, programs.guide)
+    return torch.tensor(total), tuple(-_gradient_of(parameter) for parameter in parameters)
+
+
+def _gradient_of(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def assert_equal_trace_elbo(case: Case) -> float:
@@ -115,17 +123,17 @@ def test_storchastic(benchmark, record: Callable[[Row], None]) -> None:  # noqa:
         with torch.no_grad():
             loc, log_scale = case.policy.guide_net(case.obs, case.obs, case.action).chunk(2, -1)
         draw = storch.method.ScoreFunction("z", n_samples=NUM_PARTICLES)
-        obs, action = (storch.denote_independent(t, 0, "rows") for t in (case.obs, case.action))
-        loc, log_scale = (storch.denote_independent(t, 0, "rows") for t in (loc, log_scale))
-        guide = torch.distributions.Independent(torch.distributions.Normal(loc, log_scale.exp()), 1)
-        z = draw(guide)
-        prior = _torch_normal(case.policy.prior(obs))
-        mean = case.policy.decoder.network(obs, [z])
-        likelihood = torch.distributions.Independent(
-            torch.distributions.Normal(mean, case.policy.decoder.head.log_std.exp()), 1
-        )
-        cost = guide.log_prob(z) - prior.log_prob(z) - likelihood.log_prob(action)
-        storch.add_cost(cost, "elbo")
+        rows = [storch.denote_independent(t, 0, "rows") for t in (loc, log_scale.exp())]
+
+        @storch.deterministic(flatten_plates=False)
+        def cost(z: Tensor) -> Tensor:
+            prior = _torch_normal(*case.policy.prior(case.obs).chunk(2, -1))
+            mean = case.policy.decoder.network(case.obs, [z])
+            likelihood = _torch_normal(mean, case.policy.decoder.head.log_std)
+            guide = _torch_normal(loc, log_scale)
+            return guide.log_prob(z) - prior.log_prob(z) - likelihood.log_prob(case.action)
+
+        storch.add_cost(cost(draw(torch.distributions.Independent(torch.distributions.Normal(*rows), 1))), "elbo")
         for parameter in parameters:
             parameter.grad = None
         total = -storch.backward()
@@ -144,6 +152,5 @@ def test_storchastic(benchmark, record: Callable[[Row], None]) -> None:  # noqa:
     benchmark.pedantic(step, rounds=20, warmup_rounds=2)
 
 
-def _torch_normal(parameters: Tensor) -> torch.distributions.Distribution:
-    loc, log_scale = parameters.chunk(2, -1)
+def _torch_normal(loc: Tensor, log_scale: Tensor) -> torch.distributions.Distribution:
     return torch.distributions.Independent(torch.distributions.Normal(loc, log_scale.exp()), 1)

@@ -330,9 +330,21 @@ def test_guide_on_half_the_line_of_a_gaussian_prior(obs: Tensor) -> None:
 def test_sites_that_model_and_guide_name_differently(obs: Tensor) -> None:
     policy = Programs(gaussian_model, lambda obs, action: pyro.sample("zed", dist.Normal(action, 1.0)))
     for proposal in (Guide(), Mixture()):
+        estimator, action = PosteriorIS(K, proposal), torch.zeros(B)
         with pytest.raises(SiteError) as caught:
-            PosteriorIS(K, proposal).propose(policy, obs, torch.zeros(B))
+            estimator.estimate(policy, obs, action, estimator.propose(policy, obs, action))
         assert_teaches(caught.value, "zed")
+
+
+def test_sites_of_another_event_shape_in_the_guide(obs: Tensor) -> None:
+    """A vector where the model has a number would broadcast against it."""
+    policy = Programs(
+        gaussian_model, lambda obs, action: pyro.sample("z", dist.Normal(torch.zeros(B, 1), 1.0).to_event(1))
+    )
+    estimator, action = PosteriorIS(K, Guide()), torch.zeros(B)
+    with pytest.raises(ShapeError) as caught:
+        estimator.estimate(policy, obs, action, estimator.propose(policy, obs, action))
+    assert_teaches(caught.value, "latent `z`")
 
 
 def test_model_without_an_action_site(obs: Tensor) -> None:
