@@ -9,6 +9,8 @@ TORCH_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest
+# glibc otherwise gives freed memory back and fetches it anew, and whichever function runs next pays for the page faults
+STEADY_HEAP := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
 CHECKED := --jaxtyping-packages=latentpg,beartype.beartype
 # Two workers finish first on two cores; WORKERS=0 runs in one process, for a debugger.
 WORKERS ?= 2
@@ -60,7 +62,8 @@ tests-slow: $(VENV)/.test ## The slow statistical tests alone
 
 .PHONY: bench
 bench: $(VENV)/.test ## Benchmarks: ratios within one run, on one thread
-	$(PYTEST) benchmarks
+	$(STEADY_HEAP) $(PYTEST) benchmarks
+	$(BIN)/python -m benchmarks.page
 
 .PHONY: format
 format: $(VENV)/.test ## Mend what lint can mend

@@ -94,6 +94,7 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "threads": torch.get_num_threads(),
+        "steady heap": "MALLOC_TRIM_THRESHOLD_" in os.environ,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "commit": _commit(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from latentpg.programs.blocks import DEFAULT_BLOCK
 
 def measure(block: int, path: Path) -> tuple[dict[str, float], np.ndarray]:
     command = [sys.executable, "-m", "benchmarks.peak_memory", str(block), str(path)]
-    told = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}  # as users run
+    told = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env=environment)
     return json.loads(told.stdout), np.frombuffer(path.read_bytes(), dtype=np.float32)
 
 
