@@ -347,6 +347,19 @@ def test_sites_of_another_event_shape_in_the_guide(obs: Tensor) -> None:
     assert_teaches(caught.value, "latent `z`")
 
 
+def test_a_vector_in_the_guide_where_the_model_has_a_number_of_bounded_support(obs: Tensor) -> None:
+    def model(obs: Tensor, action: Tensor | None = None) -> None:
+        z = pyro.sample("z", dist.Gamma(torch.ones(B), 1.0))
+        pyro.sample("action", dist.Normal(z, 1.0), obs=action)
+
+    guide = dist.Gamma(torch.ones(B, 1), 1.0).to_event(1)
+    policy = Programs(model, lambda obs, action: pyro.sample("z", guide))
+    for proposal in (Guide(), Mixture()):
+        with pytest.raises(ShapeError) as caught:
+            PosteriorIS(K, proposal).propose(policy, obs, torch.zeros(B))
+        assert_teaches(caught.value, "latent `z`")
+
+
 def test_model_without_an_action_site(obs: Tensor) -> None:
     def model(obs: Tensor, action: Tensor | None = None) -> None:
         z = pyro.sample("z", dist.Normal(obs[..., 0], 1.0))

@@ -18,7 +18,7 @@ from pyro.distributions import Bernoulli
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from latentpg.errors import OptionError, SiteError, SupportError
+from latentpg.errors import OptionError, ShapeError, SiteError, SupportError
 from latentpg.programs import (
     LatentPolicy,
     Latents,
@@ -123,6 +123,14 @@ class Mixture:
         for name, value in guide.latents.items():
             if name not in prior.latents:
                 raise _missing_site(name, prior.latents)
+            if prior.latents[name].shape != value.shape:
+                raise ShapeError(
+                    "guide()",
+                    f"latent `{name}`",
+                    expected=f"{list(prior.latents[name].shape)}, as `model` draws it",
+                    got=str(list(value.shape)),
+                    fix="sample the same variable in both programs",
+                )
             keep = from_prior.reshape(*from_prior.shape, *[1] * (value.ndim - 2))
             latents[name] = torch.where(keep, prior.latents[name], value)
         return Proposed(latents, self.log_prob(policy, obs, action, latents))
@@ -140,14 +148,6 @@ def check_cover(guide: Mapping[str, Distribution], prior: Mapping[str, Distribut
     """Refuse a guide that cannot reach what the prior can: its estimates would miss that mass at every K."""
     for name, target in prior.items():
         source = guide[name]
-        if source.event_shape != target.event_shape:
-            raise SupportError(
-                "guide()",
-                f"event shape of latent `{name}`",
-                expected=f"{list(target.event_shape)}, as in `model`",
-                got=str(list(source.event_shape)),
-                fix="sample the same variable in both programs",
-            )
         if target.has_enumerate_support and source.has_enumerate_support:
             _check_discrete_cover(name, source, target)
         elif not _covers(source.support, target.support):
