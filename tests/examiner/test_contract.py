@@ -12,7 +12,7 @@ from latentpg.estimators.guides import GuideObjective
 from latentpg.oracles.linear_gaussian import LinearGaussianPolicy
 from latentpg.oracles.softmax import TabularLatentPolicy
 from latentpg.programs import LatentPolicy, Latents, act, model_parameters, row_blocks
-from tests.estimators import ESTIMATOR_CASES, GUIDE_CASES, EstimatorCase, GuideCase
+from tests.estimators import ESTIMATOR_CASES, GUIDE_CASES, EstimatorCase, GuideCase, Target
 
 ROWS = (3, 4)  # K is 4: one with K and B apart, and one with K = B, where a wrong broadcast hides
 ESTIMATORS = pytest.mark.parametrize("case", ESTIMATOR_CASES, ids=lambda case: case.id)
@@ -199,6 +199,19 @@ def test_a_guide_objective_gives_a_row_each_and_moves_every_guide_parameter(case
     for parameter in torch.autograd.grad(value.sum(), list(data.policy.guide_parameters())):
         assert bool((parameter != 0).any())
     make_guide_objective(case.name)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case for case in GUIDE_CASES if case.target in (Target.INCLUSIVE, Target.DREAM, Target.SELF_NORMALISED)],
+    ids=lambda case: case.id,
+)
+def test_an_objective_of_the_inclusive_divergence_leaves_the_model_alone(case: GuideCase) -> None:
+    """The model's part of it is constant; what a careless backward() would put into theta and phi is no gradient."""
+    data = data_for(case, 4)
+    loss(case, data).sum().backward()
+    assert all(parameter.grad is None for parameter in model_parameters(data.policy))
+    assert all(parameter.grad is not None for parameter in data.policy.guide_parameters())
 
 
 @OBJECTIVES
