@@ -132,7 +132,7 @@ def pose(model: Model, proposal: str) -> Problem:
     return Problem(model, log_r, weight, score - score_mean, score_mean)
 
 
-@pytest.mark.parametrize("proposal", ["prior", "guide"])
+@pytest.mark.parametrize("proposal", ["prior", "guide", "mixture"])
 @pytest.mark.parametrize("size", GRID)
 @settings(max_examples=EXAMPLES)
 @given(data=st.data())
@@ -150,6 +150,29 @@ def test_gradient_bias_and_variance(size: int, proposal: str, data: st.DataObjec
         bias, square = (chance * error).sum(0), (chance * error.square()).sum(0)
         assert holds(k * bias, expand_mean(problem.e, x, y, most, k), k)
         assert holds(k * square, expand_square(problem.e, x, y, most, k), k)
+
+
+def expand_log(e: Callable[[Tensor], Tensor], y: Tensor, least: Tensor, k: int) -> Expansion:
+    r"""Expand K E[log B]: log(1 + u) = u - u^2/2 + u^3/3 less at most u^4 / (4 min(1, B)^4), and B >= min w."""
+    constant = -e(y**2) / 2
+    fourth = (e(y**4) + 3 * (k - 1) * e(y**2) ** 2) / k**2
+    return Expansion(constant, constant + e(y**3) / (3 * k), fourth / (4 * least.clamp(max=1.0) ** 4))
+
+
+@pytest.mark.parametrize("proposal", ["prior", "guide", "mixture"])
+@pytest.mark.parametrize("size", GRID)
+@settings(max_examples=EXAMPLES)
+@given(data=st.data())
+def test_value_bias(size: int, proposal: str, data: st.DataObject) -> None:
+    """K (E log mean w - log pi) tends to -Var_r(w) / 2."""
+    model = data.draw(models("step", rows=ROWS, sizes=st.just(size)))
+    problem = pose(model, proposal)
+    assert isinstance(model.policy, TabularLatentPolicy)
+    for k in GRID[size]:
+        every = multisets(size, k)
+        error = over_multisets(model, model.policy, problem.log_r, every).log_prob - model.log_pi().detach()
+        bias = (every.log_prob(problem.log_r).exp() * error).sum(0)
+        assert holds(k * bias, expand_log(problem.e, problem.weight - 1, problem.weight.amin(0), k), k)
 
 
 @pytest.mark.parametrize("size", GRID)
@@ -201,6 +224,12 @@ def test_the_bounds_are_narrow_enough_to_refuse_wrong_constants() -> None:
         assert not holds(bias, shifted(of_bias, wrong), k)
     for wrong in (1.1 * of_square.constant, problem.e(weight * problem.score_error**2)):
         assert not holds(square, shifted(of_square, wrong), k)
+    of_value = expand_log(problem.e, problem.weight - 1, problem.weight.amin(0), k)
+    off = over_multisets(model, policy, problem.log_r, every).log_prob - model.log_pi().detach()
+    value = k * (chance[..., 0] * off).sum(0)
+    assert holds(value, of_value, k)
+    for wrong in (-of_value.constant, 2 * of_value.constant, 1.1 * of_value.constant):
+        assert not holds(value, shifted(of_value, wrong), k)
 
 
 def test_multisets_of_particles_are_their_tuples() -> None:
