@@ -11,8 +11,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, fields
 from typing import Any
 
 import tyro
@@ -22,22 +21,26 @@ from rich.table import Table
 from latentpg import __version__
 from latentpg.errors import LatentPGError, OptionError, did_you_mean
 from latentpg.estimators import ESTIMATORS, GUIDE_OBJECTIVES
-from latentpg.runs import create_run_folder
+from latentpg.runs import create_run_folder, open_run_folder
 from latentpg.studies import (
-    STUDIES,
     Outputs,
     Study,
     StudyResult,
     build_problem,
+    facets,
     make_study,
     merge_skipped,
+    named_studies,
     one_thread,
     progress,
     run_study,
     summarize,
     write_outputs,
 )
-from latentpg.studies.sources import MixtureTransitions
+from latentpg.studies.execute import run_cells
+from latentpg.studies.options import check_owner_names, command_of, options_of, resolve
+from latentpg.studies.run import Rows
+from latentpg.studies.store import CellStore, fingerprint_of
 
 USAGE_ERROR = 2
 """Exit status after a mistake of the user's."""
@@ -47,24 +50,6 @@ INTERRUPTED = 130
 
 PLAIN_WIDTH = 132
 """Columns of a table where there is no terminal to fit it to."""
-
-
-@dataclass(frozen=True)
-class StudyOptions:
-    """Run a named study and write its table, figures and report into a new folder."""
-
-    out: Path | None = None
-    """Folder to write to, new or empty; without it runs/NAME-DATE-TIME."""
-    seed: int = 0
-    """One seed for everything that is drawn."""
-    num_replicates: int = 200
-    """Independent gradients measured in every cell."""
-    num_rows: int = 256
-    """Recorded rows (s, a, z)."""
-    num_particles: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    """The grid of K."""
-    env_id: str = "CartPole-v1"
-    """Gymnasium environment in which the policy acts."""
 
 
 def main() -> int:
@@ -107,7 +92,8 @@ def _overview() -> str:
 
 usage: latentpg COMMAND [OPTIONS]
 
-  study NAME   run a named study ({", ".join(STUDIES)}); `latentpg study NAME --help` shows its options
+  study NAME   run a study: a file FILE.toml, or one of {", ".join(named_studies())};
+               `latentpg study NAME --help` shows its options
   list         list estimators, guide objectives and studies
   --version    print the version
   -h, --help   print this"""
@@ -116,43 +102,37 @@ usage: latentpg COMMAND [OPTIONS]
 def _study(words: Sequence[str]) -> int:
     match [*words]:
         case ["-h" | "--help", *_]:
-            print(f"usage: latentpg study NAME [OPTIONS]\n\nNAME is one of: {', '.join(STUDIES)}")
+            print(f"usage: latentpg study NAME|FILE.toml [OPTIONS]\n\nNAME is one of: {', '.join(named_studies())}")
             return 0
         case [name, *rest] if not name.startswith("-"):
             study = make_study(name)
-            options = _parse(study, rest)
-            return _run_study(_resolve(study, options), options.out)
+            options = _parse(name, study, rest)
+            return _run_study(name, resolve(study, options), options)
     raise OptionError(
         "latentpg study",
         "the study's name comes first",
-        expected=f"latentpg study NAME [OPTIONS], with NAME one of {', '.join(STUDIES)}",
+        expected=f"latentpg study NAME [OPTIONS], with NAME one of {', '.join(named_studies())}, or a file FILE.toml",
         got=shlex.join(["latentpg", "study", *words]),
-        fix=f"latentpg study {next(iter(STUDIES))}",
+        fix="latentpg study quickstart",
     )
 
 
-def _parse(study: Study, words: Sequence[str]) -> StudyOptions:
+def _parse(name: str, study: Study, words: Sequence[str]) -> Any:  # noqa: ANN401 (the study's own options)
     """Parse the options of a study, whose own settings are the defaults; tyro exits with status 2 on a bad value."""
-    assert isinstance(study.source, MixtureTransitions)
-    _check_words(f"latentpg study {study.name}", words, [f"--{f.name.replace('_', '-')}" for f in fields(StudyOptions)])
-    defaults = StudyOptions(
-        seed=study.seed,
-        num_replicates=study.num_replicates,
-        num_rows=study.source.num_rows,
-        num_particles=study.num_particles,
-        env_id=study.source.env_id,
-    )
-    return tyro.cli(
-        StudyOptions, args=words, prog=f"latentpg study {study.name}", default=defaults, description=study.title
-    )
+    check_owner_names(study)
+    kind = options_of(study)
+    known = [f"--{f.name.replace('_', '-')}" for f in fields(kind)]
+    switches = [f"--no-{f.name.replace('_', '-')}" for f in fields(kind) if isinstance(f.default, bool)]
+    _check_words(f"latentpg study {name}", words, known, switches)
+    return tyro.cli(kind, args=words, prog=f"latentpg study {name}", description=study.title)
 
 
-def _check_words(where: str, words: Sequence[str], known: Sequence[str]) -> None:
+def _check_words(where: str, words: Sequence[str], known: Sequence[str], switches: Sequence[str] = ()) -> None:
     """Refuse an option that does not exist, in the words of all our errors; tyro would name it without a suggestion."""
     for word in words:
         option = word.partition("=")[0]
         is_option = option.startswith("--") or (option.startswith("-") and option[1:2].isalpha())
-        if is_option and option.replace("_", "-") not in [*known, "--help", "-h"]:
+        if is_option and option.replace("_", "-") not in [*known, *switches, "--help", "-h"]:
             raise OptionError(
                 where,
                 "unknown option",
@@ -162,45 +142,31 @@ def _check_words(where: str, words: Sequence[str], known: Sequence[str]) -> None
             )
 
 
-def _resolve(study: Study, options: StudyOptions) -> Study:
-    assert isinstance(study.source, MixtureTransitions)
-    return replace(
-        study,
-        seed=options.seed,
-        num_replicates=options.num_replicates,
-        num_particles=options.num_particles,
-        source=replace(study.source, num_rows=options.num_rows, env_id=options.env_id),
-    )
-
-
-def command_of(study: Study) -> str:
-    """Spell the command that runs a study again with the same results.
-
-    >>> command_of(make_study("quickstart"))
-    'latentpg study quickstart --seed 0'
-    """
-    assert isinstance(study.source, MixtureTransitions)
-    named = make_study(study.name)
-    assert isinstance(named.source, MixtureTransitions)
-    words = ["latentpg", "study", study.name, "--seed", str(study.seed)]
-    if study.num_replicates != named.num_replicates:
-        words += ["--num-replicates", str(study.num_replicates)]
-    if study.source.num_rows != named.source.num_rows:
-        words += ["--num-rows", str(study.source.num_rows)]
-    if study.num_particles != named.num_particles:
-        words += ["--num-particles", *map(str, study.num_particles)]
-    if study.source.env_id != named.source.env_id:
-        words += ["--env-id", study.source.env_id]
-    return shlex.join(words)
-
-
-def _run_study(study: Study, out: Path | None) -> int:
-    command = command_of(study)
+def _run_study(name: str, study: Study, options: Any) -> int:  # noqa: ANN401 (the study's own options)
+    command, config = command_of(study, name), study.config()
     with one_thread():
-        problem = build_problem(study)  # before the folder is made: a mistake in the source leaves nothing behind
-        folder = create_run_folder(study.name, config=study.config(), command=command, seed=study.seed, out=out)
-        with progress(len(list(study.cells())), console=Console(stderr=True)) as advance:
-            result = run_study(study, problem, advance=advance)
+        build_problem(study)  # before the folder is made: a mistake in the source leaves nothing behind
+    if options.resume:
+        folder = open_run_folder(study.name, config=config, out=options.out)
+    else:
+        folder = create_run_folder(study.name, config=config, command=command, seed=study.seed, out=options.out)
+    store = CellStore(folder.path, fingerprint_of(config))
+    missing = {cell.key for cell in study.cells()} - store.finished()
+    with progress(len(missing), console=Console(stderr=True)) as advance:
+
+        def execute(keys: Sequence[str], work: Callable[[str], Rows]) -> Mapping[str, Rows]:
+            run_cells(
+                keys,
+                work,
+                store,
+                num_workers=options.num_workers,
+                backend=options.backend,
+                advance=advance,
+                say=lambda text: print(text, file=sys.stderr),
+            )
+            return {key: [dict(row) for row in store.read(key).rows] for key in keys}
+
+        result = run_study(study, execute=execute)
     outputs = write_outputs(result, folder, command=command)
     _show(result, outputs)
     return 0
@@ -208,16 +174,18 @@ def _run_study(study: Study, out: Path | None) -> int:
 
 def _show(result: StudyResult, outputs: Outputs) -> None:
     console = _console()
-    summary = summarize(result)
-    table = Table(title=f"{result.study.title}: {result.study.source.describe()}", title_justify="left")
-    for place, column in enumerate(summary.columns):
-        table.add_column(column, justify="left" if place < 2 else "right", overflow="fold")
-    for row in summary.rows:
-        table.add_row(*row)
-    console.print(table)
+    for facet in facets(result.study):
+        summary = summarize(result, facet)
+        title = f"{result.study.title}: {facet.label}; {result.study.source.describe()}"
+        table = Table(title=title, title_justify="left")
+        for place, column in enumerate(summary.columns):
+            table.add_column(column, justify="left" if place < 2 else "right", overflow="fold")
+        for row in summary.rows:
+            table.add_row(*row)
+        console.print(table)
     console.print(
-        "Bias and noise as shares of the exact gradient's length; ≤: upper end of a 95 % interval that reaches zero; "
-        "–: not run.",
+        "Bias and noise as shares of the reference's length; ≤: upper end of a 95 % interval that reaches zero; "
+        "–: not run, or no reference.",
         highlight=False,
     )
     for which, why in merge_skipped(result.skipped):
@@ -248,7 +216,7 @@ def _list(words: Sequence[str]) -> int:
         console.print(table)
     console.print("\n[bold]Studies[/bold]")
     table = Table(box=None, show_header=False, pad_edge=True)
-    for name in STUDIES:
+    for name in named_studies():
         table.add_row(name, make_study(name).title)
     console.print(table)
     return 0

@@ -29,7 +29,7 @@ from latentpg.estimators.registry import (
     make_guide_objective,
 )
 from latentpg.estimators.reparameterized import Reparameterized
-from latentpg.estimators.replicates import replicate_gradients, replicate_guide_gradients
+from latentpg.estimators.replicates import replicate, replicate_gradients, replicate_guide_gradients
 
 __all__ = [
     "ELBO",
@@ -64,6 +64,7 @@ __all__ = [
     "make_estimator",
     "make_guide_objective",
     "marginal_table",
+    "replicate",
     "replicate_gradients",
     "replicate_guide_gradients",
 ]

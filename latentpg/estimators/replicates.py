@@ -2,7 +2,8 @@ r"""Many independent replicates of an estimator's gradient at once, for measurin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,7 +13,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from latentpg.errors import OptionError, WeightError
 from latentpg.estimators.base import Estimator
 from latentpg.estimators.guides.base import GuideObjective
-from latentpg.programs import LatentPolicy, Latents, Observations
+from latentpg.programs import LatentPolicy, Latents, Observations, model_parameters
 
 DEFAULT_CHUNK = 128
 """Replicates that run at once; memory grows with it, speed hardly beyond it."""
@@ -52,8 +53,9 @@ def replicate_gradients(
         particles = estimator.propose(policy, obs, action, latents)
         return estimator.estimate(policy, obs, action, particles).log_prob.mean()
 
-    parameters = [*policy.prior_parameters(), *policy.decoder_parameters()]
-    return _replicate(policy, parameters, log_prob, num_replicates, chunk_size)
+    return replicate(
+        policy, _some(model_parameters(policy)), log_prob, num_replicates=num_replicates, chunk_size=chunk_size
+    )
 
 
 def replicate_guide_gradients(
@@ -71,16 +73,23 @@ def replicate_guide_gradients(
     def loss() -> Tensor:
         return objective.loss(policy, obs, action, latents=latents).mean()
 
-    return _replicate(policy, list(policy.guide_parameters()), loss, num_replicates, chunk_size)
+    return replicate(
+        policy, _some(policy.guide_parameters()), loss, num_replicates=num_replicates, chunk_size=chunk_size
+    )
 
 
-def _replicate(
+def replicate(
     policy: LatentPolicy,
-    parameters: list[nn.Parameter],
-    function: Callable[[], Tensor],
+    parameters: Sequence[nn.Parameter],
+    function: Callable[[], Float[Tensor, ""]],
+    *,
     num_replicates: int,
-    chunk_size: int,
+    chunk_size: int = DEFAULT_CHUNK,
 ) -> tuple[Float[Tensor, "R P"], Float[Tensor, " R"]]:
+    """Draw R gradients and R values of any scalar that draws and runs the policy's programs; as above.
+
+    ``parameters`` are some of the policy's own. Without any, only values are drawn, and gradients are ``[R, 0]``.
+    """
     if not isinstance(policy, nn.Module):
         raise OptionError(
             "replicates", "`policy`", expected="an nn.Module", got=type(policy).__name__, fix="from_pyro(model, guide)"
@@ -90,11 +99,11 @@ def _replicate(
             raise OptionError("replicates", f"`{option}`", expected="an integer >= 1", got=repr(number))
     holder = _Holder(policy, function)
     names = {id(parameter): name for name, parameter in holder.named_parameters()}
-    if not parameters or not all(id(parameter) in names for parameter in parameters):
+    if not all(id(parameter) in names for parameter in parameters):
         raise OptionError(
             "replicates",
             "the parameters to differentiate in",
-            expected="at least one, each among `policy.parameters()`",
+            expected="each among `policy.parameters()`",
             got=f"{len(parameters)}, of which {sum(id(p) not in names for p in parameters)} are not the module's own",
             fix="register the networks as attributes of the policy",
         )
@@ -105,9 +114,10 @@ def _replicate(
     def value(overrides: dict[str, Tensor], replicate: Tensor) -> Tensor:
         return functional_call(holder, overrides, ())
 
-    transform = vmap(grad_and_value(value), in_dims=(None, 0), randomness="different", chunk_size=chunk_size)
-    gradients, values = transform(chosen, torch.arange(num_replicates))
-    flat = torch.cat([gradients[name].reshape(num_replicates, -1) for name in chosen], 1)
+    gradients, values = _transformed(value if not chosen else grad_and_value(value), chosen, num_replicates, chunk_size)
+    flat = values.new_zeros(num_replicates, 0)
+    if chosen:
+        flat = torch.cat([gradients[name].reshape(num_replicates, -1) for name in chosen], 1)
     if not bool(torch.isfinite(flat).all()) or not bool(torch.isfinite(values).all()):
         raise WeightError(
             "replicates",
@@ -117,3 +127,23 @@ def _replicate(
             fix="call the estimator once outside: it names the row and the likely cause",
         )
     return flat.detach(), values.detach()
+
+
+def _some(parameters: Sequence[nn.Parameter]) -> Sequence[nn.Parameter]:
+    if not parameters:
+        raise OptionError(
+            "replicates",
+            "the parameters to differentiate in",
+            expected="at least one, each among `policy.parameters()`",
+            got="none",
+            fix="register the networks as attributes of the policy",
+        )
+    return parameters
+
+
+def _transformed(
+    function: Callable[..., Any], chosen: dict[str, Tensor], num_replicates: int, chunk_size: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    transform = vmap(function, in_dims=(None, 0), randomness="different", chunk_size=chunk_size)
+    result = transform(chosen, torch.arange(num_replicates))
+    return result if isinstance(result, tuple) else ({}, result)

@@ -4,7 +4,7 @@ A folder that is never overwritten, files that are whole or absent, and a record
 """
 
 from latentpg.runs.files import FORMAT_VERSION, publish, write_csv, write_json, write_toml
-from latentpg.runs.folder import RunFolder, create_run_folder
+from latentpg.runs.folder import RunFolder, create_run_folder, open_run_folder
 from latentpg.runs.record import describe_circumstances
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "RunFolder",
     "create_run_folder",
     "describe_circumstances",
+    "open_run_folder",
     "publish",
     "write_csv",
     "write_json",

@@ -62,7 +62,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def write_toml(path: Path, content: Mapping[str, Any]) -> None:
     """Publish a TOML document of strings, numbers, booleans, lists and nested tables; a value of None is left out."""
-    publish(path, to_toml({"format_version": FORMAT_VERSION, **content}).encode())
+    publish(path, toml_of(content).encode())
+
+
+def toml_of(content: Mapping[str, Any]) -> str:
+    """Return what :func:`write_toml` writes."""
+    return to_toml({"format_version": FORMAT_VERSION, **content})
 
 
 def to_toml(content: Mapping[str, Any]) -> str:

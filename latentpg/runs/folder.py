@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from latentpg.errors import StudyError
-from latentpg.runs.files import write_json, write_toml
+from latentpg.runs.files import toml_of, write_json, write_toml
 from latentpg.runs.record import describe_circumstances
 
 RUNS = Path("runs")
@@ -48,6 +48,34 @@ def create_run_folder(
         {"study": name, "command": command, "seed": seed, "started": _now(), **describe_circumstances()},
     )
     return folder
+
+
+def open_run_folder(name: str, *, config: Mapping[str, Any], out: Path | None) -> RunFolder:
+    """Open the folder of an earlier run of the same study with the same configuration, to go on with it."""
+    if out is None:
+        raise StudyError(
+            "run folder", "which one to go on in was not said", expected="--out FOLDER --resume", got="--resume alone"
+        )
+    path = out.expanduser().absolute()
+    try:
+        found = path.joinpath("config.toml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(
+            "run folder",
+            f"{path} holds no run to go on with",
+            expected="the folder of an interrupted run of this study",
+            got=str(error),
+            fix="leave --resume out to begin a new run",
+        ) from error
+    if found != toml_of({"study": name, **config}):
+        raise StudyError(
+            "run folder",
+            f"{path} is of another study, or of this one with other settings",
+            expected=f"the configuration of study {name!r} as it is asked for now",
+            got=_whose(path),
+            fix="the same options as then, or another --out",
+        )
+    return RunFolder(path, name)
 
 
 def _make_default(name: str) -> Path:

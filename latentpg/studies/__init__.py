@@ -1,17 +1,19 @@
 """Grids of experiments: what is measured, with which intervals, and how it is shown."""
 
+from latentpg.studies.files import load_study, make_study, named_studies, parse_study
 from latentpg.studies.measures import MEASURES, Measured
-from latentpg.studies.named import STUDIES, make_study
 from latentpg.studies.outputs import Outputs, write_outputs
+from latentpg.studies.problem import Problem, Source
 from latentpg.studies.progress import progress
 from latentpg.studies.run import StudyResult, build_problem, merge_skipped, one_thread, run_study
-from latentpg.studies.spec import Cell, Line, Problem, Source, Study
-from latentpg.studies.tables import find, summarize, tidy_rows
+from latentpg.studies.spec import TARGETS, Cell, Line, Study, Target
+from latentpg.studies.tables import Facet, facets, find, summarize, tidy_rows
 
 __all__ = [
     "MEASURES",
-    "STUDIES",
+    "TARGETS",
     "Cell",
+    "Facet",
     "Line",
     "Measured",
     "Outputs",
@@ -19,11 +21,16 @@ __all__ = [
     "Source",
     "Study",
     "StudyResult",
+    "Target",
     "build_problem",
+    "facets",
     "find",
+    "load_study",
     "make_study",
     "merge_skipped",
+    "named_studies",
     "one_thread",
+    "parse_study",
     "progress",
     "run_study",
     "summarize",

@@ -1,4 +1,4 @@
-"""What theory says of each estimator's gradient, said before anything is measured."""
+"""What theory says of each estimator, said before anything is measured."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from enum import Enum
 
 
 class Kind(Enum):
-    """How an estimator's expected gradient relates to the exact one."""
+    """How an estimator's expectation relates to the exact answer."""
 
     EXACT = "exact"
     UNBIASED = "unbiased"
     VANISHING = "bias falls as 1/K"
     CHAIN = "bias of a short chain"
-    BOUND = "gradient of a bound"
+    BOUND = "of a bound"
     UNKNOWN = "not stated"
 
 
@@ -49,9 +49,35 @@ EXPECTATIONS: Mapping[str, Expectation] = {
     "elbo": Expectation(Kind.BOUND, "exact for a lower bound of log pi; more particles lower its noise, not its bias"),
     "reparameterized": Expectation(Kind.VANISHING, "fresh noise, importance sampling from the prior"),
 }
-"""One claim for every registered estimator; ``tests/studies`` holds the list complete."""
+"""One claim for every registered estimator, of its gradient; ``tests/studies`` holds the list complete."""
+
+_LINEAR = frozenset({"gradient", "policy-gradient", "ratio", "ratio-gradient"})
+"""Targets that are linear in what a retained latent makes exact: the gradient at the old policy, and the ratio."""
+
+_OF_OBJECTIVES: Mapping[str, Expectation] = {
+    **{
+        name: Expectation(Kind.UNBIASED, "exact in expectation for the gradient of the evidence lower bound")
+        for name in ("elbo", "elbo-score", "elbo-stl")
+    },
+    **{
+        name: Expectation(Kind.UNBIASED, "exact in expectation for the gradient of the K-particle bound")
+        for name in ("iwae", "iwae-dreg", "vimco")
+    },
+    "wake": Expectation(Kind.VANISHING, "self-normalised weights of fresh particles"),
+    "sleep": Expectation(Kind.UNKNOWN, "exact on the policy's own actions, not on the rows'"),
+    "recorded": Expectation(Kind.UNBIASED, "the recorded latent is a posterior draw", True),
+    "conditional-wake": Expectation(Kind.UNBIASED, "the recorded latent is kept among the particles", True),
+}
 
 
-def expectation_of(estimator: str) -> Expectation:
-    """Return the claim about an estimator, or say that there is none."""
-    return EXPECTATIONS.get(estimator, Expectation(Kind.UNKNOWN, "no claim is recorded for it"))
+def expectation_of(estimator: str, target: str = "gradient", *, role: str = "estimator") -> Expectation:
+    """Return the claim about an estimator's answer to a kind of target, or about a guide objective's gradient."""
+    if role == "objective":
+        return _OF_OBJECTIVES.get(estimator, Expectation(Kind.UNKNOWN, "no claim is recorded for it"))
+    known = EXPECTATIONS.get(estimator, Expectation(Kind.UNKNOWN, "no claim is recorded for it"))
+    if known.kind is not Kind.UNBIASED or target in _LINEAR:
+        return known
+    if estimator == "joint-score":
+        reason = "the joint's own answer, whatever K: for a nonlinear target not the marginal's"
+        return Expectation(Kind.BOUND, reason, known.retains_recorded)
+    return Expectation(Kind.VANISHING, "nonlinear in what is exact: biased again, less as K grows", True)

@@ -1,7 +1,8 @@
 """Figures of a study, one column wide: every one as PNG and SVG, with the numbers it shows beside it as CSV.
 
-Curves are grouped into panels by what is expected of them. Lengths are shares of the exact gradient, so that 1 means
-"as long as what is looked for". Matplotlib is imported when the first figure is drawn, and its global state is left
+There is a set of figures for each facet of the study: a target, at one place on all axes but the one to the right.
+Curves are grouped into panels by what is expected of them. Lengths are shares of the reference, so that 1 means "as
+long as what is looked for". Matplotlib is imported when the first figure is drawn, and its global state is left
 alone.
 """
 
@@ -17,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from latentpg.numerics.statistics import Interval
 from latentpg.runs import FORMAT_VERSION, RunFolder, publish, write_csv
-from latentpg.studies.expectations import Kind, expectation_of
+from latentpg.studies.expectations import Kind
 from latentpg.studies.run import StudyResult
-from latentpg.studies.spec import Cell, Line
+from latentpg.studies.spec import PARTICLES, Cell, Line, Setting, Study
+from latentpg.studies.tables import Facet, curve, expected, facets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,9 +54,9 @@ _RC: Any = {
 _STYLE_OF_PROPOSAL = {"prior": 0, "guide": 1, "mixture": 2}
 
 _PANELS: Mapping[str, tuple[Kind, ...]] = {
-    "recorded latent kept: expected unbiased": (Kind.UNBIASED,),
-    "fresh particles: bias expected ∝ 1/K": (Kind.VANISHING,),
-    "short chain; bound": (Kind.CHAIN, Kind.BOUND, Kind.UNKNOWN),
+    "expected unbiased": (Kind.UNBIASED,),
+    "bias expected ∝ 1/K": (Kind.VANISHING,),
+    "other": (Kind.CHAIN, Kind.BOUND, Kind.UNKNOWN),
 }
 
 
@@ -62,7 +64,7 @@ _PANELS: Mapping[str, tuple[Kind, ...]] = {
 class Plot:
     """What one figure shows: a measure against K, or against what ``cost`` names.
 
-    It is drawn in units of the exact gradient's length to the ``power``.
+    It is drawn in units of the reference's length to the ``power``.
     """
 
     name: str
@@ -70,28 +72,33 @@ class Plot:
     label: str
     power: int
     cost: str | None = None
-    cost_label: str = "particles K"
+    cost_label: str = ""
     slope: float | None = None
     is_log: bool = True
 
 
 PLOTS = (
-    Plot("bias", "bias", "bias / ‖∇ log π‖", 1, slope=-1.0),
-    Plot("variance", "variance", "variance / ‖∇ log π‖²", 2, slope=-1.0),
-    Plot("mse", "mse", "mean squared error / ‖∇ log π‖²", 2, slope=-1.0),
+    Plot("bias", "bias", "bias / ‖reference‖", 1, slope=-1.0),
+    Plot("variance", "variance", "variance / ‖reference‖²", 2, slope=-1.0),
+    Plot("mse", "mse", "mean squared error / ‖reference‖²", 2, slope=-1.0),
     Plot("snr", "snr", "signal-to-noise ratio", 0, slope=0.5),
-    Plot("cosine", "cosine", "cosine to the exact gradient", 0, is_log=False),
-    Plot("mse_seconds", "mse", "mean squared error / ‖∇ log π‖²", 2, "seconds", "time of one gradient (s)"),
+    Plot("coordinate_snr", "coordinate_snr", "SNR, averaged over coordinates", 0, slope=0.5),
+    Plot("cosine", "cosine", "cosine to the reference", 0, is_log=False),
+    Plot("ess", "ess", "effective sample size (particles)", 0),
+    Plot("mse_seconds", "mse", "mean squared error / ‖reference‖²", 2, "seconds", "time of one replicate (s)"),
     Plot(
         "mse_evaluations",
         "mse",
-        "mean squared error / ‖∇ log π‖²",
+        "mean squared error / ‖reference‖²",
         2,
         "likelihood_evaluations",
         "likelihood evaluations a row",
     ),
 )
-"""Every figure of a study, in the order of the report."""
+"""Every figure of a facet, in the order of the report."""
+
+X_LABELS = {PARTICLES: "particles K", "drift": "drift: standard deviation of every parameter's move"}
+"""What an axis is called below a figure, where its own name is not enough."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,7 @@ class Drawn:
     """One finished figure: its files, its caption, and its SVG text for the report."""
 
     plot: Plot
+    facet: Facet
     png: Path
     svg: Path
     csv: Path
@@ -107,28 +115,41 @@ class Drawn:
 
 
 def draw_figures(result: StudyResult, folder: RunFolder, *, command: str) -> list[Drawn]:
-    """Draw every figure into a run folder; estimators that are exact have no place on one, so there may be none."""
-    drawn = [_draw(plot, result, folder, command) for plot in PLOTS]
+    """Draw every figure of every facet; what has no error, or was not measured, has no place on one."""
+    every = facets(result.study)
+    drawn = [
+        _draw(plot, result, facet, folder, command, "" if len(every) == 1 else f"{number}-")
+        for number, facet in enumerate(every, 1)
+        for plot in PLOTS
+    ]
     return [each for each in drawn if each is not None]
 
 
-def caption_of(plot: Plot, result: StudyResult, *, command: str) -> str:
+def caption_of(plot: Plot, result: StudyResult, facet: Facet, *, command: str) -> str:
     """Write what a reader must know to judge the figure."""
     study = result.study
     mark = " Open triangle: upper end of an interval that reaches zero." if plot.name == "bias" else ""
     bars = "Bars: 95 % intervals" + (" of both axes" if plot.cost == "seconds" else "")
+    norms = sorted({result.norm(m.cell) for m in result.measured if facet.holds(m.cell, study.x)} - {math.nan})
+    finite = [norm for norm in norms if math.isfinite(norm)]
+    length = "" if not finite or not plot.power else f" ‖reference‖ = {_span(finite)}."
     return (
-        f"{study.source.describe()}; {study.num_replicates} replicates, seed {study.seed}. {bars}.{mark} "
-        f"‖∇ log π‖ = {result.reference_norm:.3g} nats. Command: {command}"
+        f"Target: {facet.label}. {study.source.describe()}; {study.num_replicates} replicates, seed {study.seed}. "
+        f"{bars}.{mark}{length} Command: {command}"
     )
 
 
-def _draw(plot: Plot, result: StudyResult, folder: RunFolder, command: str) -> Drawn | None:
+def _span(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"{low:.3g} to {high:.3g}"
+
+
+def _draw(plot: Plot, result: StudyResult, facet: Facet, folder: RunFolder, command: str, stem: str) -> Drawn | None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    caption = caption_of(plot, result, command=command)
-    panels = {title: lines for title in _PANELS if (lines := _lines_of(result, title))}
+    caption = caption_of(plot, result, facet, command=command)
+    panels = {title: lines for title in _PANELS if (lines := _lines_of(plot, result, facet, title))}
     if not panels:
         return None
     rows: list[dict[str, Any]] = []
@@ -136,20 +157,24 @@ def _draw(plot: Plot, result: StudyResult, folder: RunFolder, command: str) -> D
         figure = Figure(figsize=(COLUMN_INCHES, 0.7 + 2.1 * len(panels)), layout="constrained")
         axes = figure.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)[:, 0].tolist()
         for axis, (title, lines) in zip(axes, panels.items(), strict=True):
-            rows += _draw_panel(axis, plot, result, title, lines)
+            rows += _draw_panel(axis, plot, result, facet, title, lines)
         _finish(figure, axes, plot, result, caption)
         described = {"Title": plot.label, "Description": f"{caption} (format_version {FORMAT_VERSION})"}
         png, svg = (_render(figure, kind, described) for kind in ("png", "svg"))
-    files = [folder.file(f"{plot.name}.{kind}") for kind in ("png", "svg", "csv")]
+    files = [folder.file(f"{stem}{plot.name}.{kind}") for kind in ("png", "svg", "csv")]
     publish(files[0], png)
     publish(files[1], svg)
     write_csv(files[2], rows)
-    return Drawn(plot, files[0], files[1], files[2], caption, svg)
+    return Drawn(plot, facet, files[0], files[1], files[2], caption, svg)
 
 
-def _lines_of(result: StudyResult, title: str) -> list[Line]:
-    """List a panel's lines, those with a proposal first."""
-    lines = [line for line in result.lines if expectation_of(line.estimator).kind in _PANELS[title]]
+def _lines_of(plot: Plot, result: StudyResult, facet: Facet, title: str) -> list[Line]:
+    """List a panel's lines that have something to show, those with a proposal first."""
+    lines = [
+        line
+        for line in result.lines
+        if expected(result.study, line, facet).kind in _PANELS[title] and _points(plot, result, facet, line)
+    ]
     return sorted(lines, key=lambda line: line.proposal is None)
 
 
@@ -163,19 +188,21 @@ def _styles_of(lines: Sequence[Line]) -> list[int]:
     return chosen
 
 
-def _draw_panel(axis: Axes, plot: Plot, result: StudyResult, title: str, lines: Sequence[Line]) -> list[dict[str, Any]]:
+def _draw_panel(
+    axis: Axes, plot: Plot, result: StudyResult, facet: Facet, title: str, lines: Sequence[Line]
+) -> list[dict[str, Any]]:
     rows = []
     styles = _styles_of(lines)
     for place, line in enumerate(lines):
         color, marker, dashes = _STYLES[styles[place] % len(_STYLES)]
         # curves of equal law would hide each other: shift them sideways a little, by less than a marker's width apart
         shift = 1.0 if plot.cost else 1.06 ** (place - (len(lines) - 1) / 2)
-        points = _points(plot, result, line)
+        points = _points(plot, result, facet, line)
         rows += [{"panel": title, "curve": line.label, **point} for point in points]
         finite = [point for point in points if math.isfinite(point["value"])]
         seen = [point for point in finite if point["low"] > 0 or not plot.is_log]
         style: dict[str, Any] = {"color": color, "markersize": 3.2, "linewidth": 1.0, "linestyle": dashes}
-        if len(points) == 1 and plot.cost is None and points[0]["num_particles"] is None:
+        if plot.cost is None and all(point["at"] is None for point in points):
             _draw_level(axis, points[0], line.label, plot, style)
             continue
         axis.errorbar(
@@ -199,42 +226,51 @@ def _draw_panel(axis: Axes, plot: Plot, result: StudyResult, title: str, lines: 
             **{**style, "linestyle": "none", "markersize": 4.2},
         )
     if plot.name == "bias":
-        rows += _draw_floor(axis, plot, result, title, lines)
-    if plot.slope is not None and _PANELS[title] == (Kind.VANISHING,):
-        _draw_slope(axis, plot, result, lines)
+        rows += _draw_floor(axis, result, facet, title, lines)
+    if plot.slope is not None and result.study.x == PARTICLES and _PANELS[title] == (Kind.VANISHING,):
+        _draw_slope(axis, plot, result, facet, lines)
     if plot.cost is not None:
-        _draw_exact_cost(axis, plot, result)
+        _draw_exact_cost(axis, plot, result, facet)
     axis.set_label(title)
     return rows
 
 
-def _points(plot: Plot, result: StudyResult, line: Line) -> list[dict[str, Any]]:
-    """Collect the numbers of one curve as they are drawn."""
-    unit = result.reference_norm**-plot.power
+def _points(plot: Plot, result: StudyResult, facet: Facet, line: Line) -> list[dict[str, Any]]:
+    """Collect the numbers of one curve as they are drawn; ``at`` is the place on the axis to the right."""
     points = []
-    for measured in result.curve(line, plot.measure):
-        cell, interval = measured.cell, measured.interval.scaled(unit)
-        at = _abscissa(plot, result, cell)
-        if at is not None:
-            points.append(
-                {
-                    "num_particles": cell.num_particles,
-                    "x": at.value,
-                    "x_low": at.low,
-                    "x_high": at.high,
-                    "value": interval.value,
-                    "low": interval.low,
-                    "high": interval.high,
-                }
-            )
+    for measured in curve(result, facet, line, plot.measure):
+        norm = result.norm(measured.cell)
+        at = _abscissa(plot, result, measured.cell)
+        if at is None or (plot.power and not norm > 0):
+            continue
+        interval = measured.interval.scaled(norm**-plot.power) if plot.power else measured.interval
+        points.append(
+            {
+                "at": measured.cell.at(result.study.x),
+                "x": at.value,
+                "x_low": at.low,
+                "x_high": at.high,
+                "value": interval.value,
+                "low": interval.low,
+                "high": interval.high,
+            }
+        )
     return points
 
 
 def _abscissa(plot: Plot, result: StudyResult, cell: Cell) -> Interval | None:
     if plot.cost is not None:
         return result.interval(cell, plot.cost)
-    size = float(cell.num_particles or 1)
-    return Interval(size, size, size)
+    place = position(result.study, cell.at(result.study.x))
+    return Interval(place, place, place)
+
+
+def position(study: Study, value: Setting | None) -> float:
+    """Place a value on the axis to the right: numbers where they are, words in their order from 1 on."""
+    values = study.axes[study.x]
+    if value is None:
+        return float(values[0]) if not isinstance(values[0], str) else 1.0
+    return float(values.index(value) + 1) if any(isinstance(each, str) for each in values) else float(value)
 
 
 def _reaches(points: Sequence[Mapping[str, Any]], value: str, low: str, high: str) -> list[list[float]]:
@@ -264,36 +300,39 @@ def _draw_level(axis: Axes, point: Mapping[str, Any], label: str, plot: Plot, st
     )
 
 
-def _draw_floor(axis: Axes, plot: Plot, result: StudyResult, title: str, lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """Shade from the lowest to the highest noise floor of a panel's curves at each K."""
-    floors: dict[int, list[float]] = {}
+def _draw_floor(
+    axis: Axes, result: StudyResult, facet: Facet, title: str, lines: Sequence[Line]
+) -> list[dict[str, Any]]:
+    """Shade from the lowest to the highest noise floor of a panel's curves at each place."""
+    floors: dict[float, list[float]] = {}
     for line in lines:
-        for measured in result.curve(line, "noise_floor"):
-            if measured.cell.num_particles is not None:
-                share = measured.interval.value / result.reference_norm
-                floors.setdefault(measured.cell.num_particles, []).append(share)
-    sizes = sorted(floors)
-    low, high = [min(floors[k]) for k in sizes], [max(floors[k]) for k in sizes]
-    axis.fill_between(sizes, low, high, color="0.75", alpha=0.6, linewidth=0.8, zorder=0, label="noise floor √(var/R)")
+        for measured in curve(result, facet, line, "noise_floor"):
+            at = measured.cell.at(result.study.x)
+            if at is not None and result.norm(measured.cell) > 0:
+                share = measured.interval.value / result.norm(measured.cell)
+                floors.setdefault(position(result.study, at), []).append(share)
+    places = sorted(floors)
+    low, high = [min(floors[x]) for x in places], [max(floors[x]) for x in places]
+    axis.fill_between(places, low, high, color="0.75", alpha=0.6, linewidth=0.8, zorder=0, label="noise floor √(var/R)")
     return [
         {
             "panel": title,
             "curve": "noise floor, lowest and highest",
-            "num_particles": k,
-            "x": float(k),
-            "x_low": float(k),
-            "x_high": float(k),
+            "at": x,
+            "x": x,
+            "x_low": x,
+            "x_high": x,
             "value": (a * b) ** 0.5,
             "low": a,
             "high": b,
         }
-        for k, a, b in zip(sizes, low, high, strict=True)
+        for x, a, b in zip(places, low, high, strict=True)
     ]
 
 
-def _draw_slope(axis: Axes, plot: Plot, result: StudyResult, lines: Sequence[Line]) -> None:
+def _draw_slope(axis: Axes, plot: Plot, result: StudyResult, facet: Facet, lines: Sequence[Line]) -> None:
     """Draw a straight line of the expected slope, a little off the first curve."""
-    points = [p for p in _points(plot, result, lines[0]) if p["value"] > 0]
+    points = [p for p in _points(plot, result, facet, lines[0]) if p["value"] > 0]
     if len(points) < 2 or plot.slope is None:
         return
     first, last = points[0]["x"], points[-1]["x"]
@@ -309,26 +348,37 @@ def _draw_slope(axis: Axes, plot: Plot, result: StudyResult, lines: Sequence[Lin
     )
 
 
-def _draw_exact_cost(axis: Axes, plot: Plot, result: StudyResult) -> None:
-    """Mark what the exact gradient costs: it has no error, and so no place on a logarithmic axis."""
+def _draw_exact_cost(axis: Axes, plot: Plot, result: StudyResult, facet: Facet) -> None:
+    """Mark what the exact answer costs: it has no error, and so no place on a logarithmic axis."""
     for line in result.lines:
-        cost = result.interval(Cell(line, None), plot.cost or "")
-        if line.estimator == "exact" and cost is not None:
+        if line.estimator == "exact" and (costs := curve(result, facet, line, plot.cost or "")):
             axis.axvline(
-                cost.value, color="0.45", linewidth=0.8, linestyle=(0, (1, 2)), label="cost of exact", zorder=0
+                costs[0].interval.value,
+                color="0.45",
+                linewidth=0.8,
+                linestyle=(0, (1, 2)),
+                label="cost of exact",
+                zorder=0,
             )
 
 
 def _finish(figure: Figure, axes: Sequence[Axes], plot: Plot, result: StudyResult, caption: str) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
 
+    values = result.study.axes[result.study.x]
+    in_words = any(isinstance(value, str) for value in values)
     for axis in axes:
-        axis.set_xscale("log", base=10 if plot.cost == "seconds" else 2)
+        if plot.cost is not None or not (in_words or min(float(value) for value in values) <= 0):
+            axis.set_xscale("log", base=10 if plot.cost == "seconds" or result.study.x != PARTICLES else 2)
         if plot.is_log:
             axis.set_yscale("log")
-        if plot.cost != "seconds":
-            sizes = result.study.num_particles
-            axis.xaxis.set_major_locator(FixedLocator(sizes) if plot.cost is None else axis.xaxis.get_major_locator())
+        if plot.cost is None:
+            places = [position(result.study, value) for value in values]
+            labels = [value if isinstance(value, str) else f"{value:g}" for value in values]
+            axis.xaxis.set_major_locator(FixedLocator(places))
+            axis.xaxis.set_minor_locator(NullLocator())
+            axis.xaxis.set_major_formatter(FixedFormatter(labels))
+        elif plot.cost != "seconds":
             axis.xaxis.set_minor_locator(NullLocator())
             axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.grid(True, which="major", linewidth=0.3, color="0.85")
@@ -351,7 +401,7 @@ def _finish(figure: Figure, axes: Sequence[Axes], plot: Plot, result: StudyResul
             columnspacing=1.2,
         )
         legend.get_title().set_fontweight("bold")
-    axes[-1].set_xlabel(plot.cost_label)
+    axes[-1].set_xlabel(plot.cost_label or X_LABELS.get(result.study.x, result.study.x))
     figure.supylabel(plot.label, fontsize=7.5)
     figure.supxlabel("\n".join(textwrap.wrap(caption, 84)), fontsize=5.2, color="0.25", ha="left", x=0.02)
 

@@ -1,37 +1,31 @@
-r"""What is measured in one cell, against the exact gradient.
+r"""What is measured in one cell: the error, the noise and the cost of a random quantity, against its exact value.
 
-The target is :math:`g = \nabla \frac1M \sum_m \log\pi(a_m | s_m)` in theta and phi over the study's M rows. Each of R
-replicates proposes afresh and gives one gradient :math:`\hat g_r`.
+Each of R replicates poses the cell's target afresh and gives one number or one gradient :math:`\hat g_r`; the reference
+g is the same target posed for the problem's exact estimator.
 
 **The recorded latent is random too.** An estimator that keeps it is exact over z0 ~ p(z | s, a), not for the one draw
 that a rollout happens to hold. So each replicate of such an estimator draws z0 anew from the exact posterior at the
-acting parameters, by enumeration: the same law as acting again until the same (s, a) comes out. It also keeps the
-replicates independent of the guide, which was trained on the draws that were recorded.
+acting parameters: the same law as acting again until the same (s, a) comes out. It also keeps the replicates
+independent of the guide, which was trained on the draws that were recorded. Where the posterior cannot be drawn from,
+the recorded latents stay, and no bias is reported.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentpg.estimators import (
-    Estimate,
-    Estimator,
-    Exact,
-    MarkovianIS,
-    Particles,
-    Quadrature,
-    replicate_gradients,
-)
+from latentpg.estimators import Estimate, Estimator, MarkovianIS, Particles, Quadrature, replicate
 from latentpg.numerics.rng import seeded
 from latentpg.numerics.statistics import (
     Interval,
+    critical_value,
     mean_interval,
     median_interval,
     noise_floor,
@@ -40,18 +34,12 @@ from latentpg.numerics.statistics import (
     signal_to_noise_interval,
     total_variance_interval,
 )
-from latentpg.programs import (
-    Categorical,
-    LatentPolicy,
-    Latents,
-    Observations,
-    draw,
-    log_joint,
-    model_parameters,
-    support,
-)
+from latentpg.programs import LatentPolicy, Latents, Observations, num_rows
 from latentpg.studies.expectations import Kind, expectation_of
-from latentpg.studies.spec import Cell, Problem
+from latentpg.studies.guide_target import GuideGradient
+from latentpg.studies.problem import Problem, Redraw
+from latentpg.studies.spec import Cell, Target, kind_of
+from latentpg.studies.targets import Quantity
 
 BLOCK = 2**17
 """Particles (replicates times rows times K) that are run at once: what is quickest on one core's cache."""
@@ -67,16 +55,18 @@ class Measure:
 
 
 MEASURES: Mapping[str, Measure] = {
-    "bias": Measure("bias", "length of the mean error of the gradient, the replicates' noise taken off", "nats"),
+    "reference_norm": Measure("reference", "length of the exact value or gradient", "nats"),
+    "bias": Measure("bias", "length of the mean error, the replicates' noise taken off", "nats"),
     "noise_floor": Measure("noise floor", "length that the mean error has by chance alone, √(variance / R)", "nats"),
-    "variance": Measure("variance", "variance of one gradient, summed over coordinates", "nats²"),
-    "mse": Measure("mean squared error", "mean squared distance of one gradient from the exact one", "nats²"),
-    "snr": Measure("signal-to-noise ratio", "length of the mean gradient over the square root of its variance", "1"),
+    "variance": Measure("variance", "variance of one replicate, summed over coordinates", "nats²"),
+    "mse": Measure("mean squared error", "mean squared distance of one replicate from the reference", "nats²"),
+    "snr": Measure("signal-to-noise ratio", "length of the mean over the square root of the variance", "1"),
+    "coordinate_snr": Measure("coordinate SNR", "|mean| over standard deviation, averaged over coordinates", "1"),
     "cosine": Measure("cosine", "mean cosine between one gradient and the exact one", "1"),
     "ess": Measure("effective sample size", "(Σw)² / Σw², averaged over rows", "particles"),
-    "seconds": Measure("time", "median time of one gradient: propose, estimate, backward; one thread", "s"),
+    "seconds": Measure("time", "median time of one replicate: propose, estimate, backward; one thread", "s"),
     "likelihood_evaluations": Measure(
-        "likelihood evaluations", "evaluations of log p(z, a | s) for one gradient", "per row"
+        "likelihood evaluations", "evaluations of log p(z, a | s) for one replicate", "per row"
     ),
 }
 """Every measure by its name in the table. Gradients are per unit of parameter, so their lengths are in nats."""
@@ -97,11 +87,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class RedrawnLatent:
-    """An estimator whose recorded latent is drawn anew at each proposal, from a posterior enumerated beforehand."""
+    """An estimator whose recorded latent is drawn anew at each proposal."""
 
     estimator: Estimator
-    points: Latents
-    log_posterior: Float[Tensor, "C B"]
+    redraw: Redraw
 
     def propose(
         self, policy: LatentPolicy, obs: Observations, action: Tensor, latents: Latents | None = None
@@ -113,69 +102,81 @@ class RedrawnLatent:
         """Estimate as the estimator does."""
         return self.estimator.estimate(policy, obs, action, particles)
 
-    def redraw(self) -> Latents:
-        """Draw one joint latent ``[B, ...]`` a row from the posterior."""
-        chosen = draw("recorded latent", Categorical(self.log_posterior.T))
-        rows = torch.arange(self.log_posterior.shape[1], device=chosen.device)
-        return {name: value[chosen, rows] for name, value in self.points.items()}
+
+@dataclass(frozen=True)
+class Posed:
+    """A cell's question in full: the quantity, its reference if there is one, its cost, and its weights if it has any.
+
+    ``per_row`` counts evaluations of log p(z, a | s); ``weigh`` gives the effective sample size of a fresh draw.
+    """
+
+    quantity: Quantity
+    reference: Quantity | None
+    is_exact: bool
+    per_row: int
+    weigh: Callable[[], Tensor | None]
 
 
-def redrawing(estimator: Estimator, problem: Problem) -> RedrawnLatent:
-    """Enumerate the posterior of a problem's rows at its policy's parameters."""
-    with torch.no_grad():
-        points = support(problem.policy, problem.obs)
-        log_posterior = log_joint(problem.policy, problem.obs, problem.action, points).log_softmax(0)
-    return RedrawnLatent(estimator, points, log_posterior)
+def pose(cell: Cell, target: Target, problem: Problem) -> Posed:
+    """Pose a cell's target on a problem."""
+    if isinstance(target, GuideGradient):
+        objective, stored = cell.build_objective()
+        quantity = target.pose(problem, objective, stored)
+        reference = target.reference(problem, cell.line.estimator, cell.num_particles)
+        return Posed(quantity, reference, False, cell.num_particles or 1, lambda: None)
+    claim = expectation_of(cell.line.estimator, kind_of(target))
+    plain = cell.build()
+    keeps = claim.retains_recorded
+    estimator = RedrawnLatent(plain, problem.redraw) if keeps and problem.redraw is not None else plain
+    comparable = problem.exact is not None and not (keeps and problem.redraw is None)
+    reference = target.pose(problem, problem.exact) if comparable and problem.exact is not None else None
+    evaluations = target.evaluations(likelihood_evaluations(plain, problem))
+
+    def weigh() -> Tensor | None:
+        particles = estimator.propose(problem.policy, problem.obs, problem.action, problem.latents)
+        with torch.no_grad():
+            found = estimator.estimate(problem.policy, problem.obs, problem.action, particles)
+        return found.info["ess"].mean() if "ess" in found.info else None
+
+    return Posed(target.pose(problem, estimator), reference, claim.kind is Kind.EXACT, evaluations, weigh)
 
 
-def gradient(problem: Problem, estimator: Estimator, latents: Latents | None) -> tuple[Float[Tensor, " P"], Estimate]:
-    """Compute one gradient of the mean over rows the plain way: propose, estimate, backward."""
-    particles = estimator.propose(problem.policy, problem.obs, problem.action, latents)
-    estimate = estimator.estimate(problem.policy, problem.obs, problem.action, particles)
-    parameters = model_parameters(problem.policy)
-    parts = torch.autograd.grad(estimate.log_prob.mean(), parameters, allow_unused=True, materialize_grads=True)
-    return torch.cat([part.flatten() for part in parts]), estimate
-
-
-def exact_gradient(problem: Problem) -> Float[Tensor, " P"]:
-    """Compute the reference by enumeration."""
-    return gradient(problem, Exact(), None)[0]
+def once(quantity: Quantity) -> Float[Tensor, " P"]:
+    """Compute a quantity once, the plain way: its value ``[1]``, or its gradient ``[P]``."""
+    if not quantity.parameters:
+        with torch.no_grad():
+            return quantity.function().reshape(1)
+    parts = torch.autograd.grad(
+        quantity.function(), list(quantity.parameters), allow_unused=True, materialize_grads=True
+    )
+    return torch.cat([part.flatten() for part in parts])
 
 
 def measure_cell(
-    cell: Cell, problem: Problem, reference: Float[Tensor, " P"], *, num_replicates: int, num_timings: int, seed: int
+    cell: Cell, target: Target, problem: Problem, *, num_replicates: int, num_timings: int, seed: int
 ) -> list[Measured]:
     """Measure everything in one cell, on a random stream of its own."""
-    estimator = cell.build()
-    claim = expectation_of(cell.line.estimator)
     with seeded(seed):
-        recorded: Sequence[Latents | None] = [None] * (num_timings + 1)
-        if claim.retains_recorded:
-            estimator = redrawing(estimator, problem)
-            recorded = [estimator.redraw() for _ in recorded]
-        evaluations = likelihood_evaluations(cell.build(), problem, recorded[0])
+        posed = pose(cell, target, problem)
+        reference = None if posed.reference is None else once(posed.reference).double()
         costs = [
-            Measured(cell, "likelihood_evaluations", _point(float(evaluations)), exact=True),
-            *_costs(cell, problem, recorded),
+            Measured(cell, "likelihood_evaluations", point(float(posed.per_row)), exact=True),
+            *_costs(cell, posed, num_timings),
         ]
-        if claim.kind is Kind.EXACT:
-            return [*_errors_without_noise(cell, gradient(problem, estimator, None)[0], reference), *costs]
-        sample, _ = replicate_gradients(
-            problem.policy,
-            estimator,
-            problem.obs,
-            problem.action,
-            num_replicates=num_replicates,
-            chunk_size=max(1, min(num_replicates, BLOCK // (len(problem.obs) * evaluations))),
-        )
+        if posed.is_exact and reference is not None:
+            return [*_errors_without_noise(cell, once(posed.quantity).double(), reference), *costs]
+        sample = _replicates(posed, num_replicates, num_rows(problem.obs)).double()
     return [*_errors(cell, sample, reference), *costs]
 
 
-def likelihood_evaluations(estimator: Estimator, problem: Problem, latents: Latents | None) -> int:
-    """Count the evaluations of log p(z, a | s) that one gradient costs a row.
+def likelihood_evaluations(estimator: Estimator, problem: Problem) -> int:
+    """Count the evaluations of log p(z, a | s) that one estimate costs a row.
 
     One a particle, and what proposing needs besides.
     """
+    latents = problem.latents
+    if latents is None and problem.redraw is not None:
+        latents = problem.redraw()
     particles = estimator.propose(problem.policy, problem.obs, problem.action, latents).num_particles
     match estimator:
         case MarkovianIS():  # each transition of the chain weighs its particles
@@ -187,39 +188,76 @@ def likelihood_evaluations(estimator: Estimator, problem: Problem, latents: Late
             return particles
 
 
-def _errors(cell: Cell, sample: Float[Tensor, "R P"], reference: Float[Tensor, " P"]) -> list[Measured]:
-    sample, reference = sample.double(), reference.double()
-    error = sample - reference
-    floor = noise_floor(sample)
-    cosine = torch.cosine_similarity(sample, reference.unsqueeze(0))
-    return [
-        Measured(cell, "bias", norm_of_mean_interval(error)),
-        Measured(cell, "noise_floor", _point(floor)),
-        Measured(cell, "variance", total_variance_interval(sample)),
-        Measured(cell, "mse", positive_mean_interval(error.square().sum(1))),
-        Measured(cell, "snr", signal_to_noise_interval(sample)),
-        Measured(cell, "cosine", _bounded(mean_interval(cosine), -1.0, 1.0)),
-    ]
+def _replicates(posed: Posed, num_replicates: int, rows: int) -> Float[Tensor, "R P"]:
+    chunk = max(1, min(num_replicates, BLOCK // (rows * max(1, posed.per_row))))
+    quantity = posed.quantity
+    gradients, values = replicate(
+        quantity.policy, quantity.parameters, quantity.function, num_replicates=num_replicates, chunk_size=chunk
+    )
+    return gradients if quantity.parameters else values.unsqueeze(1)
+
+
+def _errors(cell: Cell, sample: Float[Tensor, "R P"], reference: Float[Tensor, " P"] | None) -> list[Measured]:
+    found = {
+        "noise_floor": point(noise_floor(sample)),
+        "variance": total_variance_interval(sample),
+        "snr": signal_to_noise_interval(sample),
+    }
+    if sample.shape[1] > 1:
+        found["coordinate_snr"] = coordinate_snr(sample)
+    if reference is not None:
+        error = sample - reference
+        found["reference_norm"] = point(float(reference.norm()))
+        found["bias"] = norm_of_mean_interval(error)
+        found["mse"] = positive_mean_interval(error.square().sum(1))
+        if sample.shape[1] > 1:
+            cosine = torch.cosine_similarity(sample, reference.unsqueeze(0))
+            found["cosine"] = _bounded(mean_interval(cosine), -1.0, 1.0)
+    return [Measured(cell, name, found[name], exact=name == "reference_norm") for name in MEASURES if name in found]
+
+
+def coordinate_snr(sample: Float[Tensor, "R P"]) -> Interval:
+    r"""Average :math:`|\mathbb E g_i| / \sqrt{\operatorname{Var} g_i}` over coordinates, as Rainforth et al. (2018) do.
+
+    The interval is Student's from the jackknife over ten blocks of replicates. What chance alone shows, about
+    :math:`\sqrt{2 / (\pi R)}`, is not taken off: only ratios well above it mean something.
+    """
+    blocks = sample.chunk(min(10, len(sample) // 2))
+
+    def ratio(x: Tensor) -> Tensor:
+        return (x.mean(0).abs() / x.std(0).clamp_min(torch.finfo(x.dtype).tiny)).mean()
+
+    left_out = torch.stack([ratio(torch.cat([*blocks[:i], *blocks[i + 1 :]])) for i in range(len(blocks))])
+    whole, size = float(ratio(sample)), len(blocks)
+    error = math.sqrt((size - 1) / size * float((left_out - left_out.mean()).square().sum()))
+    reach = critical_value(size - 1) * error
+    return Interval(whole, max(0.0, whole - reach), whole + reach)
 
 
 def _errors_without_noise(cell: Cell, found: Float[Tensor, " P"], reference: Float[Tensor, " P"]) -> list[Measured]:
-    """Give the measures of an estimator without chance: one gradient tells all, the ratio to a noise of zero aside."""
-    found, reference = found.double(), reference.double()
+    """Give the measures of an estimator without chance: one run tells all, the ratio to a noise of zero aside."""
     length = float((found - reference).norm())
-    cosine = float(torch.cosine_similarity(found, reference, dim=0))
-    values = {"bias": length, "noise_floor": 0.0, "variance": 0.0, "mse": length**2, "cosine": min(cosine, 1.0)}
-    return [Measured(cell, name, _point(value), exact=True) for name, value in values.items()]
+    values = {
+        "reference_norm": float(reference.norm()),
+        "bias": length,
+        "noise_floor": 0.0,
+        "variance": 0.0,
+        "mse": length**2,
+    }
+    if len(found) > 1:
+        values["cosine"] = min(float(torch.cosine_similarity(found, reference, dim=0)), 1.0)
+    return [Measured(cell, name, point(value), exact=True) for name, value in values.items()]
 
 
-def _costs(cell: Cell, problem: Problem, recorded: Sequence[Latents | None]) -> list[Measured]:
-    """Time plain gradients, one for each set of recorded latents; the first warms up."""
-    estimator = cell.build()
+def _costs(cell: Cell, posed: Posed, num_timings: int) -> list[Measured]:
+    """Time the plain way; the first run warms up. Weights are drawn apart from what is timed."""
     seconds, sizes = [], []
-    for latents in recorded:
+    for _ in range(num_timings + 1):
         start = time.perf_counter()
-        _, estimate = gradient(problem, estimator, latents)
+        once(posed.quantity)
         seconds.append(time.perf_counter() - start)
-        sizes.append(float(estimate.info["ess"].mean()) if "ess" in estimate.info else math.nan)
+        size = posed.weigh()
+        sizes.append(math.nan if size is None else float(size))
     found = [Measured(cell, "seconds", median_interval(torch.tensor(seconds[1:], dtype=torch.float64)))]
     effective = torch.tensor(sizes[1:], dtype=torch.float64)
     if not bool(effective.isnan().any()):
@@ -229,7 +267,8 @@ def _costs(cell: Cell, problem: Problem, recorded: Sequence[Latents | None]) -> 
     return found
 
 
-def _point(value: float) -> Interval:
+def point(value: float) -> Interval:
+    """Return a number without noise."""
     return Interval(value, value, value)
 
 

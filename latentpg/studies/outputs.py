@@ -28,10 +28,11 @@ def write_outputs(result: StudyResult, folder: RunFolder, *, command: str) -> Ou
         folder.file("result.json"),
         {
             "study": result.study.name,
-            "reference_norm": result.reference_norm,
-            "num_parameters": result.num_parameters,
             "facts": result.facts,
-            "findings": [{"line": f.line.label, "found": f.text, "agrees": f.agrees} for f in find(result)],
+            "findings": [
+                {"facet": f.facet.label, "line": f.line.label, "found": f.text, "agrees": f.agrees}
+                for f in find(result)
+            ],
             "skipped": [{"cells": which, "reason": why} for which, why in merge_skipped(result.skipped)],
             "seconds": result.seconds,
         },

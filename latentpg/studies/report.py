@@ -10,16 +10,14 @@ from importlib import resources
 from string import Template
 
 from latentpg.runs import FORMAT_VERSION, RunFolder, publish
-from latentpg.studies.expectations import expectation_of
 from latentpg.studies.figures import Drawn
 from latentpg.studies.run import StudyResult, merge_skipped
-from latentpg.studies.tables import Finding, find, summarize
+from latentpg.studies.tables import Facet, Finding, expected, facets, find, summarize
 
 
 def write_report(result: StudyResult, folder: RunFolder, figures: Sequence[Drawn], *, command: str) -> None:
     """Write ``report.html`` into a run folder."""
     template = Template(resources.files("latentpg.studies").joinpath("report.html").read_text(encoding="utf-8"))
-    summary = summarize(result)
     record = json.loads(folder.file("run.json").read_text(encoding="utf-8"))
     page = template.substitute(
         format_version=FORMAT_VERSION,
@@ -30,12 +28,10 @@ def write_report(result: StudyResult, folder: RunFolder, figures: Sequence[Drawn
         command=_text(command),
         question=_text(_question(result)),
         facts="\n".join(f"<li>{_text(name)}: {_text(_number(value))}</li>" for name, value in result.facts.items()),
-        norm=f"{result.reference_norm:.4g}",
-        num_parameters=result.num_parameters,
-        summary="\n".join([_row(summary.columns, "th"), *(_row(row, "td") for row in summary.rows)]),
-        findings="\n".join(_finding(finding) for finding in find(result)),
+        summary="\n".join(_summary(result, facet) for facet in facets(result.study)),
+        findings="\n".join(_finding(result, finding) for finding in find(result)),
         skipped=_skipped(result),
-        figures="\n".join(_figure(drawn) for drawn in figures),
+        figures="\n".join(_figures(facet, figures) for facet in facets(result.study)),
         num_replicates=result.study.num_replicates,
         config=_text(folder.file("config.toml").read_text(encoding="utf-8")),
         circumstances=_text(_circumstances(record, result)),
@@ -45,20 +41,31 @@ def write_report(result: StudyResult, folder: RunFolder, figures: Sequence[Drawn
 
 def _question(result: StudyResult) -> str:
     study = result.study
-    sizes = ", ".join(map(str, study.num_particles))
+    axes = "; ".join(f"{axis} = {', '.join(map(str, values))}" for axis, values in study.axes.items())
     return (
-        f"The gradient, in theta and phi, of the mean of log π(a|s) over {study.source.describe()}, by every estimator "
-        f"at K = {sizes}: {study.num_replicates} independent replicates each, held against the exact gradient by "
-        f"enumeration. Seed {study.seed}. What the source says of the rows:"
+        f"Targets: {', '.join(study.targets)}. Rows: {study.source.describe()}. Axes: {axes}. In each cell "
+        f"{study.num_replicates} independent replicates, held against the exact answer where there is one. Seed "
+        f"{study.seed}. What the source says of the rows:"
     )
 
 
-def _finding(finding: Finding) -> str:
-    claim = expectation_of(finding.line.estimator)
+def _summary(result: StudyResult, facet: Facet) -> str:
+    table = summarize(result, facet)
+    rows = "\n".join([_row(table.columns, "th"), *(_row(row, "td") for row in table.rows)])
+    return f'<h3>{_text(facet.label)}</h3><div class="wide"><table class="summary">{rows}</table></div>'
+
+
+def _figures(facet: Facet, figures: Sequence[Drawn]) -> str:
+    mine = "\n".join(_figure(drawn) for drawn in figures if drawn.facet == facet)
+    return f'<h3>{_text(facet.label)}</h3><div class="figures">{mine}</div>' if mine else ""
+
+
+def _finding(result: StudyResult, finding: Finding) -> str:
+    claim = expected(result.study, finding.line, finding.facet)
     verdict = {True: "as expected", False: '<span class="against">against expectation</span>', None: "no test"}[
         finding.agrees
     ]
-    texts = (finding.line.label, claim.kind.value, claim.reason, finding.text)
+    texts = (finding.facet.label, finding.line.label, claim.kind.value, claim.reason, finding.text)
     return f"<tr>{''.join(f'<td>{_text(text)}</td>' for text in texts)}<td>{verdict}</td></tr>"
 
 
@@ -73,7 +80,7 @@ def _skipped(result: StudyResult) -> str:
 def _figure(drawn: Drawn) -> str:
     # an image of its own keeps the identifiers inside one SVG apart from those of the next
     source = base64.b64encode(drawn.svg_text).decode()
-    caption = f"{drawn.plot.label} against {drawn.plot.cost_label}"
+    caption = f"{drawn.plot.label} against {drawn.plot.cost_label or 'the axis below'}"
     return (
         f'<figure><img alt="{_text(caption)}" src="data:image/svg+xml;base64,{source}">'
         f"<figcaption>{_text(caption)} (<code>{_text(drawn.svg.name)}</code>)</figcaption></figure>"

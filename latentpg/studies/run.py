@@ -1,25 +1,30 @@
-"""Run a study: every cell on its own random stream, one thread, inapplicable estimators named and skipped."""
+"""Run a study: every cell on its own random stream and one thread, here or in other processes."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
 
 import torch
 
-from latentpg.errors import EstimatorError, LatentPGError, SiteError, StudyError
-from latentpg.estimators import Estimator
-from latentpg.numerics.rng import seeded
+from latentpg.errors import EstimatorError, LatentPGError, RecordedLatentError, SiteError, StudyError
 from latentpg.numerics.statistics import Interval
-from latentpg.studies.expectations import expectation_of
-from latentpg.studies.measures import Measured, exact_gradient, gradient, measure_cell
+from latentpg.studies.measures import Measured, measure_cell
+from latentpg.studies.problem import Problem, Source
 from latentpg.studies.progress import Advance, silent
-from latentpg.studies.spec import Cell, Line, Problem, Study, stream_seed
+from latentpg.studies.seeds import stream_seed
+from latentpg.studies.spec import Cell, Line, Study
 
-INAPPLICABLE = (EstimatorError, SiteError)
+INAPPLICABLE = (EstimatorError, SiteError, RecordedLatentError)
 """What an estimator raises when it cannot do what is asked of it; anything else is a fault and ends the study."""
+
+Rows = list[dict[str, Any]]
+"""A cell's results as flat mappings, as they are kept: a row a measure, or one row that says why it was skipped."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,9 @@ class Skipped:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """Everything a study found. ``reference_norm`` is the length of the exact gradient, in nats."""
+    """Everything a study found; ``facts`` are those of its source as it is written, off all axes."""
 
     study: Study
-    reference_norm: float
-    num_parameters: int
     facts: Mapping[str, float | int | str]
     measured: tuple[Measured, ...]
     skipped: tuple[Skipped, ...]
@@ -44,12 +47,16 @@ class StudyResult:
 
     def interval(self, cell: Cell, measure: str) -> Interval | None:
         """Return what was measured in a cell, if it was."""
-        found = [m.interval for m in self.measured if m.cell == cell and m.measure == measure]
-        return found[0] if found else None
+        return next((m.interval for m in self.measured if m.cell == cell and m.measure == measure), None)
 
-    def curve(self, line: Line, measure: str) -> list[Measured]:
-        """Return one measure along one line, in the order of K."""
-        return [m for m in self.measured if m.cell.line == line and m.measure == measure]
+    def norm(self, cell: Cell) -> float:
+        """Return the length of a cell's reference, or NaN where there is none."""
+        found = self.interval(cell, "reference_norm")
+        return math.nan if found is None else found.value
+
+    def of(self, cell: Cell) -> dict[str, Measured]:
+        """Return everything measured in one cell, by measure."""
+        return {m.measure: m for m in self.measured if m.cell == cell}
 
     @property
     def lines(self) -> list[Line]:
@@ -58,48 +65,76 @@ class StudyResult:
 
 
 def build_problem(study: Study) -> Problem:
-    """Build the study's source, and refuse one whose exact gradient vanishes: no share of it could be told."""
+    """Build the study's source as it is written, so that a mistake in it is told before anything is run."""
     with one_thread():
-        problem = study.source.build(study.seed)
-        reference = exact_gradient(problem)
-        length, rounding = float(reference.norm()), 100 * torch.finfo(reference.dtype).eps
-        if not length > rounding:
-            raise StudyError(
-                "study source",
-                "the exact gradient vanishes, so that no error can be a share of it",
-                expected=f"a length above {rounding:.0e}",
-                got=f"{length:.3g}",
-                likely="a policy with one action only",
-                fix="another environment, or more rows",
-            )
-    return problem
+        return _problem(study.source, study.seed)
 
 
-def run_study(study: Study, problem: Problem, *, advance: Advance = silent) -> StudyResult:
-    """Measure every cell that applies, on the problem of :func:`build_problem`; ``advance`` hears of each when done."""
+def run_study(
+    study: Study,
+    *,
+    execute: Callable[[Sequence[str], Callable[[str], Rows]], Mapping[str, Rows]] | None = None,
+    advance: Advance = silent,
+) -> StudyResult:
+    """Measure every cell; ``execute`` runs the work for all keys and returns what each gave, here one after another.
+
+    Unless the study skips what is invalid, an estimator that does not fit the source ends it with an error.
+    """
     start = time.monotonic()
+    problem, cells = build_problem(study), list(study.cells())
+    work = partial(measure_key, study)
+    keys = [cell.key for cell in cells]
+    found = _in_turn(keys, work, advance) if execute is None else execute(keys, work)
     measured: list[Measured] = []
     skipped: list[Skipped] = []
-    with one_thread():
-        reference = exact_gradient(problem)
-        for cell in study.cells():
-            seed = stream_seed(study.seed, cell.key)
-            reason = _why_not(cell, problem, seed)
-            if reason is None:
-                measured += measure_cell(
-                    cell,
-                    problem,
-                    reference,
-                    num_replicates=study.num_replicates,
-                    num_timings=study.num_timings,
-                    seed=seed,
-                )
+    for cell in cells:
+        for row in found[cell.key]:
+            if row["measure"] == SKIPPED:
+                skipped.append(Skipped(cell, str(row["reason"])))
             else:
-                skipped.append(Skipped(cell, reason))
-            advance(cell.key)
-    norm = float(reference.double().norm())
-    seconds = time.monotonic() - start
-    return StudyResult(study, norm, len(reference), problem.facts, tuple(measured), tuple(skipped), seconds)
+                interval = Interval(float(row["value"]), float(row["low"]), float(row["high"]))
+                measured.append(Measured(cell, str(row["measure"]), interval, bool(row["exact"])))
+    return StudyResult(study, problem.facts, tuple(measured), tuple(skipped), time.monotonic() - start)
+
+
+SKIPPED = "skipped"
+"""Stands for a measure in the one row of a cell that was not run."""
+
+
+def measure_key(study: Study, key: str) -> Rows:
+    """Measure the cell of a key; the result hangs on the study and the key alone, whoever runs it and when."""
+    cell = next(cell for cell in study.cells() if cell.key == key)
+    with one_thread():
+        problem = _problem(study.source_of(cell), study.seed)
+        try:
+            measured = measure_cell(
+                cell,
+                study.target_of(cell),
+                problem,
+                num_replicates=study.num_replicates,
+                num_timings=study.num_timings,
+                seed=stream_seed(study.seed, key),
+            )
+        except INAPPLICABLE as error:
+            if study.skip_invalid:
+                return [{"measure": SKIPPED, "reason": _reason(error)}]
+            raise StudyError(
+                f"study {study.name}",
+                f"cell `{key}` cannot be measured on this source",
+                expected="estimators that fit the source",
+                got=_reason(error),
+                fix="leave the line out, or skip what does not fit by --skip-invalid",
+            ) from error
+    return [
+        {
+            "measure": m.measure,
+            "value": m.interval.value,
+            "low": m.interval.low,
+            "high": m.interval.high,
+            "exact": m.exact,
+        }
+        for m in measured
+    ]
 
 
 @contextmanager
@@ -120,21 +155,23 @@ def merge_skipped(skipped: Sequence[Skipped]) -> list[tuple[str, str]]:
         groups.setdefault((each.cell.line.label, each.reason), []).append(each.cell)
     merged = []
     for (label, reason), cells in groups.items():
-        sizes = [str(cell.num_particles) for cell in cells if cell.num_particles is not None]
+        sizes = list(dict.fromkeys(str(cell.num_particles) for cell in cells if cell.num_particles is not None))
         merged.append((f"{label}, K = {', '.join(sizes)}" if sizes else label, reason))
     return merged
 
 
-def _why_not(cell: Cell, problem: Problem, seed: int) -> str | None:
-    """Try the estimator once where errors can look at values, and return why it does not apply, if it does not."""
-    try:
-        estimator: Estimator = cell.build()
-        recorded = problem.latents if expectation_of(cell.line.estimator).retains_recorded else None
-        with seeded(seed):
-            gradient(problem, estimator, recorded)
-    except INAPPLICABLE as error:
-        return _reason(error)
-    return None
+def _in_turn(keys: Sequence[str], work: Callable[[str], Rows], advance: Advance) -> dict[str, Rows]:
+    found = {}
+    for key in keys:
+        found[key] = work(key)
+        advance(key)
+    return found
+
+
+@lru_cache(maxsize=4)
+def _problem(source: Source, seed: int) -> Problem:
+    """Build a problem once a process: neighbouring cells share it."""
+    return source.build(seed)
 
 
 def _reason(error: LatentPGError) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
-from latentpg.numerics.statistics import LEVEL, Interval, log_log_slope
-from latentpg.studies.expectations import Kind, expectation_of
+from latentpg.numerics.statistics import LEVEL, Interval, critical_value, log_log_slope
+from latentpg.studies.expectations import Expectation, Kind, expectation_of
 from latentpg.studies.measures import MEASURES, Measured
 from latentpg.studies.run import StudyResult
-from latentpg.studies.spec import Cell, Line
+from latentpg.studies.spec import PARTICLES, Cell, Line, Setting, Study, kind_of
 
 ROUNDING = 1e-4
 """A bias below this share of the exact gradient is float32 arithmetic, not an estimator's."""
@@ -20,7 +21,7 @@ SLOPE_FROM = 4
 """The smallest K of a fitted slope: 1/K is a law of large K."""
 
 SIGNIFICANCE = 0.01
-"""Intervals that miss zero more often than chance would with this probability speak against an unbiased estimator."""
+"""Chance that a study in which all is as expected calls any of its lines against expectation, shared among them."""
 
 
 def tidy_rows(result: StudyResult) -> list[dict[str, Any]]:
@@ -28,10 +29,10 @@ def tidy_rows(result: StudyResult) -> list[dict[str, Any]]:
     return [
         {
             "study": result.study.name,
-            "target": "gradient of log pi",
+            "target": measured.cell.target,
             "estimator": measured.cell.line.estimator,
             "proposal": measured.cell.line.proposal,
-            "num_particles": measured.cell.num_particles,
+            **{axis: measured.cell.at(axis) for axis in result.study.axes},
             "measure": measured.measure,
             "unit": MEASURES[measured.measure].unit,
             "value": measured.interval.value,
@@ -50,6 +51,48 @@ def _repetitions(result: StudyResult, measured: Measured) -> int:
 
 
 @dataclass(frozen=True)
+class Facet:
+    """One figure's worth of a study: a target, at one place on every axis but the one to the right."""
+
+    target: str
+    settings: tuple[tuple[str, Setting], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """A name for headings and files' stems."""
+        return ", ".join([self.target, *(f"{name}={value}" for name, value in self.settings)])
+
+    def holds(self, cell: Cell, x: str) -> bool:
+        """Tell whether a cell lies in it; an axis that does not concern the cell does not keep it out."""
+        return cell.target == self.target and all(
+            cell.at(name) in (value, None) for name, value in self.settings if name != x
+        )
+
+
+def facets(study: Study) -> list[Facet]:
+    """List a study's facets, in the order of its targets and axes."""
+    found: dict[Facet, None] = {}
+    for cell in study.cells():
+        settings = tuple((name, value) for name, value in cell.settings if name != study.x)
+        found[Facet(cell.target, settings)] = None
+
+    # a cell that some axis does not concern makes a smaller facet: it is shown within the larger ones
+    def within(small: Facet, large: Facet) -> bool:
+        return small.target == large.target and set(small.settings) < set(large.settings)
+
+    return [facet for facet in found if not any(within(facet, other) for other in found)]
+
+
+def curve(result: StudyResult, facet: Facet, line: Line, measure: str) -> list[Measured]:
+    """Return one measure along one line of a facet, in the order of the axis to the right."""
+    return [
+        m
+        for m in result.measured
+        if m.measure == measure and m.cell.line == line and facet.holds(m.cell, result.study.x)
+    ]
+
+
+@dataclass(frozen=True)
 class Summary:
     """A table of text: a heading a column, and rows of as many entries."""
 
@@ -57,46 +100,60 @@ class Summary:
     rows: tuple[tuple[str, ...], ...]
 
 
-def summarize(result: StudyResult) -> Summary:
-    """Condense a study to one row a line: bias at the first, the middle and the last K, the rest at the middle one."""
-    sizes = shown_particles(result.study.num_particles)
-    middle = sizes[len(sizes) // 2]
+def summarize(result: StudyResult, facet: Facet) -> Summary:
+    """Condense a facet to one row a line: bias at the first, the middle and the last x, the rest at the middle one."""
+    shown = shown_values(result.study.axes[result.study.x])
+    middle, axis = shown[len(shown) // 2], "K" if result.study.x == PARTICLES else result.study.x
     columns = (
         "estimator",
         "expected",
-        *(f"bias K={size}" for size in sizes),
-        f"noise K={middle}",
-        f"cosine K={middle}",
-        f"ms K={middle}",
+        *(f"bias {axis}={value}" for value in shown),
+        f"noise {axis}={middle}",
+        f"SNR {axis}={middle}",
+        f"cosine {axis}={middle}",
+        f"ms {axis}={middle}",
     )
-    return Summary(columns, tuple(_summary_row(result, line, sizes, middle) for line in result.lines))
+    lines = [line for line in result.lines if curve(result, facet, line, "seconds")]
+    return Summary(columns, tuple(_summary_row(result, facet, line, shown, middle) for line in lines))
 
 
-def shown_particles(sizes: Sequence[int]) -> list[int]:
-    """Choose the first, the middle and the last K of a grid.
+def shown_values(values: Sequence[Setting]) -> list[Setting]:
+    """Choose the first, the middle and the last value of an axis.
 
-    >>> shown_particles((1, 2, 4, 8, 16, 32, 64))
+    >>> shown_values((1, 2, 4, 8, 16, 32, 64))
     [1, 8, 64]
     """
-    ordered = sorted(set(sizes))
-    return sorted({ordered[0], ordered[len(ordered) // 2], ordered[-1]})
+    return list(dict.fromkeys([values[0], values[len(values) // 2], values[-1]]))
 
 
-def _summary_row(result: StudyResult, line: Line, sizes: Sequence[int], middle: int) -> tuple[str, ...]:
-    def at(size: int, measure: str) -> Interval | None:
-        alone = result.interval(Cell(line, None), measure)
-        return alone if alone is not None else result.interval(Cell(line, size), measure)
+def _summary_row(
+    result: StudyResult, facet: Facet, line: Line, shown: Sequence[Setting], middle: Setting
+) -> tuple[str, ...]:
+    def at(value: Setting, measure: str) -> Measured | None:
+        points = curve(result, facet, line, measure)
+        return next((m for m in points if m.cell.at(result.study.x) in (value, None)), None)
 
-    norm = result.reference_norm
-    variance, cosine, seconds = (at(middle, name) for name in ("variance", "cosine", "seconds"))
+    def text(value: Setting, measure: str, spell: Callable[[float], str]) -> str:
+        found = at(value, measure)
+        return "–" if found is None else spell(found.interval.value)
+
+    biases = [at(value, "bias") for value in shown]
+    variance = at(middle, "variance")
+    norm = math.nan if variance is None else result.norm(variance.cell)
     return (
         line.label,
-        expectation_of(line.estimator).kind.value,
-        *(describe_bias(at(size, "bias"), norm) for size in sizes),
-        "–" if variance is None else f"{100 * variance.value**0.5 / norm:.3g} %",
-        "–" if cosine is None else f"{cosine.value:.3f}",
-        "–" if seconds is None else f"{1e3 * seconds.value:.2f}",
+        expected(result.study, line, facet).kind.value,
+        *("–" if m is None else describe_bias(m.interval, result.norm(m.cell)) for m in biases),
+        "–" if variance is None or math.isnan(norm) else f"{100 * variance.interval.value**0.5 / norm:.3g} %",
+        text(middle, "snr", lambda value: f"{value:.3g}"),
+        text(middle, "cosine", lambda value: f"{value:.3f}"),
+        text(middle, "seconds", lambda value: f"{1e3 * value:.2f}"),
     )
+
+
+def expected(study: Study, line: Line, facet: Facet) -> Expectation:
+    """Return the claim about a line in a facet."""
+    return expectation_of(line.estimator, kind_of(study.targets[facet.target]), role=line.role)
 
 
 def describe_bias(bias: Interval | None, norm: float) -> str:
@@ -116,45 +173,63 @@ def describe_bias(bias: Interval | None, norm: float) -> str:
 class Finding:
     """What was seen of one line; ``agrees`` is None where there is no claim to hold it against."""
 
+    facet: Facet
     line: Line
     text: str
     agrees: bool | None
 
 
 def find(result: StudyResult) -> list[Finding]:
-    """Hold every line against what was expected of it."""
-    return [_find(result, line) for line in result.lines]
+    """Hold every line of every facet against what was expected of it."""
+    pairs = [
+        (facet, line)
+        for facet in facets(result.study)
+        for line in result.lines
+        if curve(result, facet, line, "seconds")
+    ]
+    return [_find(result, facet, line, SIGNIFICANCE / len(pairs)) for facet, line in pairs]
 
 
-def _find(result: StudyResult, line: Line) -> Finding:
-    biases = result.curve(line, "bias")
-    kind = expectation_of(line.estimator).kind
-    norm = result.reference_norm
+def _find(result: StudyResult, facet: Facet, line: Line, significance: float) -> Finding:
+    biases = curve(result, facet, line, "bias")
+    if not biases:
+        return Finding(facet, line, "no reference, so that no bias can be told", None)
+    shares = [m.interval.scaled(1 / result.norm(m.cell)) for m in biases]
+    kind = expected(result.study, line, facet).kind
     match kind:
         case Kind.EXACT:
-            worst = max(measured.interval.value for measured in biases) / norm
+            worst = max(share.value for share in shares)
             text = (
                 f"differs from the reference by {worst:.1e} of its length"
                 if worst
                 else "equal to the reference in every digit"
             )
-            return Finding(line, text, worst < ROUNDING)
+            return Finding(facet, line, text, worst < ROUNDING)
         case Kind.UNBIASED:
-            contain = sum(measured.interval.low == 0 for measured in biases)
-            bound = max(measured.interval.high for measured in biases) / norm
-            text = f"{contain} of {len(biases)} intervals reach zero bias; no upper end above {100 * bound:.2g} %"
-            return Finding(line, text, _chance_of_misses(len(biases) - contain, len(biases)) >= SIGNIFICANCE)
+            contain = sum(share.low == 0 for share in shares)
+            bound = max(share.high for share in shares)
+            text = f"{contain} of {len(shares)} intervals reach zero bias; no upper end above {100 * bound:.2g} %"
+            agrees = _chance_of_misses(len(shares) - contain, len(shares)) >= significance
+            return Finding(facet, line, text, agrees)
         case Kind.VANISHING | Kind.CHAIN | Kind.UNKNOWN:
-            slope = bias_slope(biases)
+            slope = bias_slope(biases) if result.study.x == PARTICLES else None
             if slope is None:
-                return Finding(line, "too few biases stand out of the noise to fit a slope", None)
+                return Finding(facet, line, "too few biases stand out of the noise to fit a slope", None)
             text = f"bias ∝ K^{slope.value:.2f} [{slope.low:.2f}, {slope.high:.2f}] from K = {SLOPE_FROM} on"
-            return Finding(line, text, slope.high < 0 if kind is Kind.VANISHING else None)
+            return Finding(facet, line, text, slope.high < 0 if kind is Kind.VANISHING else None)
         case Kind.BOUND:
-            ends = [describe_bias(measured.interval, norm) for measured in (biases[0], biases[-1])]
-            first, last = biases[0].interval, biases[-1].interval
-            flat = first.low <= last.high and last.low <= first.high
-            return Finding(line, f"bias {ends[0]} at the smallest K, {ends[1]} at the largest", flat)
+            ends = [describe_bias(share, 1.0) for share in (shares[0], shares[-1])]
+            flat = _chance_of_difference(shares[0], shares[-1]) >= significance
+            where = "K" if result.study.x == PARTICLES else result.study.x
+            text = f"bias {ends[0]} at the smallest {where}, {ends[1]} at the largest"
+            return Finding(facet, line, text, flat if result.study.x == PARTICLES else None)
+
+
+def _chance_of_difference(one: Interval, other: Interval) -> float:
+    """Return the probability that independent estimates of one number lie so far apart, taking both for normal."""
+    errors = [(each.high - each.low) / (2 * critical_value(10**6)) for each in (one, other)]
+    spread = math.hypot(*errors)
+    return 1.0 if spread == 0 else 2 * (1 - NormalDist().cdf(abs(one.value - other.value) / spread))
 
 
 def _chance_of_misses(misses: int, total: int) -> float:

@@ -1,0 +1,106 @@
+"""What a command line may change of a study: its numbers, its axes, and the fields of its source."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import Field, field, fields, is_dataclass, make_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from latentpg.errors import OptionError
+from latentpg.studies.files import make_study
+from latentpg.studies.spec import Study
+from latentpg.studies.workers import Backend
+
+_OWN: tuple[tuple[str, Any, str], ...] = (
+    ("seed", int, "One seed for everything that is drawn."),
+    ("num_replicates", int, "Independent values or gradients measured in every cell."),
+    ("skip_invalid", bool, "Name and leave out cells whose estimator does not fit the source."),
+)
+"""Fields of a study that are options of its command."""
+
+
+def options_of(study: Study) -> type:
+    """Make the class of a study's options, with the study's own settings as defaults."""
+    parts: list[tuple[str, Any, Field[Any]]] = [
+        _part("out", Path | None, None, "Folder to write to, new or empty; without it runs/NAME-DATE-TIME."),
+        _part("resume", bool, False, "Go on in the folder --out, which holds this very study, with what is missing."),
+        _part("num_workers", int, 1, "Processes in which cells run."),
+        _part("backend", Backend, "process", "Processes of this machine, or a Ray cluster (extra: ray)."),
+    ]
+    parts += [_part(name, kind, getattr(study, name), text) for name, kind, text in _OWN]
+    for axis, values in study.axes.items():
+        kind = str if any(isinstance(value, str) for value in values) else type(values[0])
+        kind = float if any(isinstance(value, float) for value in values) else kind
+        text = "The grid of K." if axis == "num_particles" else f"Values on the axis {axis}."
+        parts.append(_part(axis, tuple[kind, ...], values, text))  # type: ignore[valid-type]
+    for name, value in _scalars(study).items():
+        parts.append(_part(name, type(value), value, "Of the source."))
+    return make_dataclass("StudyOptions", parts, frozen=True)
+
+
+def resolve(study: Study, options: Any) -> Study:  # noqa: ANN401 (an instance of what options_of made)
+    """Return the study with what the options change."""
+    changes = {name: getattr(options, name) for name, _, _ in _OWN}
+    axes = {axis: tuple(getattr(options, axis)) for axis in study.axes}
+    source = replace(study.source, **{name: getattr(options, name) for name in _scalars(study)})  # type: ignore[type-var]
+    return replace(study, axes=axes, source=source, **changes)
+
+
+def command_of(study: Study, named: str) -> str:
+    """Spell the command that runs a study again with the same results; ``named`` is its name or file.
+
+    >>> command_of(make_study("quickstart"), "quickstart")
+    'latentpg study quickstart --seed 0'
+    """
+    plain = make_study(named)
+    words = ["latentpg", "study", named, "--seed", str(study.seed)]
+    if study.num_replicates != plain.num_replicates:
+        words += ["--num-replicates", str(study.num_replicates)]
+    if study.skip_invalid != plain.skip_invalid:
+        words.append("--skip-invalid" if study.skip_invalid else "--no-skip-invalid")
+    for name, value in _scalars(study).items():
+        if value != getattr(plain.source, name):
+            words += _spell(name, value)
+    for axis, values in study.axes.items():
+        if values != plain.axes[axis]:
+            words += [_flag(axis), *map(str, values)]
+    return shlex.join(words)
+
+
+def check_owner_names(study: Study) -> None:
+    """Refuse a study whose source has a field that is an option of the command already."""
+    taken = {"out", "resume", "num_workers", "backend", *(name for name, _, _ in _OWN)}
+    clash = sorted(taken & set(_scalars(study)))
+    if clash:
+        raise OptionError(
+            "latentpg study",
+            f"the source's field `{clash[0]}` is an option already",
+            expected="another name",
+            got=clash[0],
+        )
+
+
+def _scalars(study: Study) -> Mapping[str, int | float | str | bool]:
+    """List the source's fields that a word on the command line can set and no axis does."""
+    if not is_dataclass(study.source):
+        return {}
+    values = {each.name: getattr(study.source, each.name) for each in fields(study.source)}
+    return {
+        name: value for name, value in values.items() if isinstance(value, int | float | str) and name not in study.axes
+    }
+
+
+def _part(name: str, kind: Any, default: object, text: str) -> tuple[str, Any, Field[Any]]:  # noqa: ANN401 (a type)
+    return name, kind, field(default=default, metadata={"doc": text})
+
+
+def _spell(name: str, value: int | float | str | bool) -> list[str]:
+    if isinstance(value, bool):
+        return [_flag(name if value else f"no_{name}")]
+    return [_flag(name), str(value)]
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
