@@ -103,7 +103,7 @@ def parse_study(text: str, *, name: str, where: str | None = None) -> Study:
         label = options.pop("name", None)
         target = _build(place, "target", TARGETS, options)
         targets[_text(place, "targets.name", label or table.get("kind"))] = target
-    chosen = {
+    chosen: dict[str, Any] = {
         key: content[key] for key in ("seed", "num_replicates", "num_timings", "x", "skip_invalid") if key in content
     }
     axes = {axis: _values(place, axis, values) for axis, values in _table(place, content, "axes").items()}

@@ -21,11 +21,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from latentpg.errors import StudyError
 from latentpg.estimators import Estimate, Estimator, MarkovianIS, Particles, Quadrature, replicate
 from latentpg.numerics.rng import seeded
 from latentpg.numerics.statistics import (
     Interval,
-    critical_value,
     mean_interval,
     median_interval,
     noise_floor,
@@ -35,6 +35,7 @@ from latentpg.numerics.statistics import (
     total_variance_interval,
 )
 from latentpg.programs import LatentPolicy, Latents, Observations, num_rows
+from latentpg.studies.coordinate_snr import coordinate_snr_interval
 from latentpg.studies.expectations import Kind, expectation_of
 from latentpg.studies.guide_target import GuideGradient
 from latentpg.studies.problem import Problem, Redraw
@@ -145,11 +146,13 @@ def once(quantity: Quantity) -> Float[Tensor, " P"]:
     """Compute a quantity once, the plain way: its value ``[1]``, or its gradient ``[P]``."""
     if not quantity.parameters:
         with torch.no_grad():
-            return quantity.function().reshape(1)
-    parts = torch.autograd.grad(
-        quantity.function(), list(quantity.parameters), allow_unused=True, materialize_grads=True
-    )
-    return torch.cat([part.flatten() for part in parts])
+            return torch.stack([piece() for piece in quantity.pieces]).sum().reshape(1)
+    parameters = list(quantity.parameters)
+    whole = []
+    for piece in quantity.pieces:
+        parts = torch.autograd.grad(piece(), parameters, allow_unused=True, materialize_grads=True)
+        whole.append(torch.cat([part.flatten() for part in parts]))
+    return torch.stack(whole).sum(0)
 
 
 def measure_cell(
@@ -158,7 +161,7 @@ def measure_cell(
     """Measure everything in one cell, on a random stream of its own."""
     with seeded(seed):
         posed = pose(cell, target, problem)
-        reference = None if posed.reference is None else once(posed.reference).double()
+        reference = None if posed.reference is None else _checked(once(posed.reference))
         costs = [
             Measured(cell, "likelihood_evaluations", point(float(posed.per_row)), exact=True),
             *_costs(cell, posed, num_timings),
@@ -167,6 +170,21 @@ def measure_cell(
             return [*_errors_without_noise(cell, once(posed.quantity).double(), reference), *costs]
         sample = _replicates(posed, num_replicates, num_rows(problem.obs)).double()
     return [*_errors(cell, sample, reference), *costs]
+
+
+def _checked(reference: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+    """Refuse a gradient that vanishes, of which no error could be a share."""
+    length, rounding = float(reference.norm()), 100 * torch.finfo(reference.dtype).eps
+    if len(reference) > 1 and not length > rounding:
+        raise StudyError(
+            "study source",
+            "the exact gradient vanishes, so that no error can be a share of it",
+            expected=f"a length above {rounding:.0e}",
+            got=f"{length:.3g}",
+            likely="a policy with one action only",
+            fix="another environment, or more rows",
+        )
+    return reference.double()
 
 
 def likelihood_evaluations(estimator: Estimator, problem: Problem) -> int:
@@ -189,12 +207,16 @@ def likelihood_evaluations(estimator: Estimator, problem: Problem) -> int:
 
 
 def _replicates(posed: Posed, num_replicates: int, rows: int) -> Float[Tensor, "R P"]:
-    chunk = max(1, min(num_replicates, BLOCK // (rows * max(1, posed.per_row))))
     quantity = posed.quantity
-    gradients, values = replicate(
-        quantity.policy, quantity.parameters, quantity.function, num_replicates=num_replicates, chunk_size=chunk
-    )
-    return gradients if quantity.parameters else values.unsqueeze(1)
+    at_once = rows * max(1, posed.per_row) // len(quantity.pieces)
+    chunk = max(1, min(num_replicates, BLOCK // max(1, at_once)))
+    whole = []
+    for piece in quantity.pieces:
+        gradients, values = replicate(
+            quantity.policy, quantity.parameters, piece, num_replicates=num_replicates, chunk_size=chunk
+        )
+        whole.append(gradients if quantity.parameters else values.unsqueeze(1))
+    return torch.stack(whole).sum(0)
 
 
 def _errors(cell: Cell, sample: Float[Tensor, "R P"], reference: Float[Tensor, " P"] | None) -> list[Measured]:
@@ -203,8 +225,9 @@ def _errors(cell: Cell, sample: Float[Tensor, "R P"], reference: Float[Tensor, "
         "variance": total_variance_interval(sample),
         "snr": signal_to_noise_interval(sample),
     }
-    if sample.shape[1] > 1:
-        found["coordinate_snr"] = coordinate_snr(sample)
+    varying = sample[:, sample.var(0) > 0]
+    if varying.shape[1] > 1:
+        found["coordinate_snr"] = coordinate_snr_interval(varying)
     if reference is not None:
         error = sample - reference
         found["reference_norm"] = point(float(reference.norm()))
@@ -214,24 +237,6 @@ def _errors(cell: Cell, sample: Float[Tensor, "R P"], reference: Float[Tensor, "
             cosine = torch.cosine_similarity(sample, reference.unsqueeze(0))
             found["cosine"] = _bounded(mean_interval(cosine), -1.0, 1.0)
     return [Measured(cell, name, found[name], exact=name == "reference_norm") for name in MEASURES if name in found]
-
-
-def coordinate_snr(sample: Float[Tensor, "R P"]) -> Interval:
-    r"""Average :math:`|\mathbb E g_i| / \sqrt{\operatorname{Var} g_i}` over coordinates, as Rainforth et al. (2018) do.
-
-    The interval is Student's from the jackknife over ten blocks of replicates. What chance alone shows, about
-    :math:`\sqrt{2 / (\pi R)}`, is not taken off: only ratios well above it mean something.
-    """
-    blocks = sample.chunk(min(10, len(sample) // 2))
-
-    def ratio(x: Tensor) -> Tensor:
-        return (x.mean(0).abs() / x.std(0).clamp_min(torch.finfo(x.dtype).tiny)).mean()
-
-    left_out = torch.stack([ratio(torch.cat([*blocks[:i], *blocks[i + 1 :]])) for i in range(len(blocks))])
-    whole, size = float(ratio(sample)), len(blocks)
-    error = math.sqrt((size - 1) / size * float((left_out - left_out.mean()).square().sum()))
-    reach = critical_value(size - 1) * error
-    return Interval(whole, max(0.0, whole - reach), whole + reach)
 
 
 def _errors_without_noise(cell: Cell, found: Float[Tensor, " P"], reference: Float[Tensor, " P"]) -> list[Measured]:

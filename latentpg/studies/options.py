@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import Field, field, fields, is_dataclass, make_dataclass, replace
+from dataclasses import field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from latentpg.errors import OptionError
 from latentpg.studies.files import make_study
@@ -23,7 +25,7 @@ _OWN: tuple[tuple[str, Any, str], ...] = (
 
 def options_of(study: Study) -> type:
     """Make the class of a study's options, with the study's own settings as defaults."""
-    parts: list[tuple[str, Any, Field[Any]]] = [
+    parts: list[tuple[str, Any, Any]] = [
         _part("out", Path | None, None, "Folder to write to, new or empty; without it runs/NAME-DATE-TIME."),
         _part("resume", bool, False, "Go on in the folder --out, which holds this very study, with what is missing."),
         _part("num_workers", int, 1, "Processes in which cells run."),
@@ -92,8 +94,8 @@ def _scalars(study: Study) -> Mapping[str, int | float | str | bool]:
     }
 
 
-def _part(name: str, kind: Any, default: object, text: str) -> tuple[str, Any, Field[Any]]:  # noqa: ANN401 (a type)
-    return name, kind, field(default=default, metadata={"doc": text})
+def _part(name: str, kind: Any, default: Any, text: str) -> tuple[str, Any, Any]:  # noqa: ANN401 (a type, its value)
+    return name, Annotated[kind, tyro.conf.arg(help=text)], field(default=default)
 
 
 def _spell(name: str, value: int | float | str | bool) -> list[str]:

@@ -15,7 +15,7 @@ import torch
 from latentpg.errors import EstimatorError, LatentPGError, RecordedLatentError, SiteError, StudyError
 from latentpg.numerics.statistics import Interval
 from latentpg.studies.measures import Measured, measure_cell
-from latentpg.studies.problem import Problem, Source
+from latentpg.studies.problem import Problem
 from latentpg.studies.progress import Advance, silent
 from latentpg.studies.seeds import stream_seed
 from latentpg.studies.spec import Cell, Line, Study
@@ -169,7 +169,7 @@ def _in_turn(keys: Sequence[str], work: Callable[[str], Rows], advance: Advance)
 
 
 @lru_cache(maxsize=4)
-def _problem(source: Source, seed: int) -> Problem:
+def _problem(source: Any, seed: int) -> Problem:  # noqa: ANN401 (a Source, which as a frozen dataclass can be hashed)
     """Build a problem once a process: neighbouring cells share it."""
     return source.build(seed)
 

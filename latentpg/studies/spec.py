@@ -164,7 +164,8 @@ class Study:
             line.known_options()
         for axis, values in self.axes.items():
             _check_distinct(f"axis {axis}", list(values))
-            self._check_owner(axis)
+            if axis != PARTICLES:  # which estimators without particles have no use for
+                self._check_owner(axis)
         for size in self.axes.get(PARTICLES, ()):
             _check("num_particles", size, 1)
         if self.x not in self.axes:

@@ -31,11 +31,14 @@ Part = Literal["both", "theta", "phi"]
 
 @dataclass(frozen=True)
 class Quantity:
-    """A scalar with the policy and the parameters it is differentiated in; without parameters its value is meant."""
+    """A scalar with the policy and the parameters it is differentiated in; without parameters its value is meant.
+
+    It is the sum of independent ``pieces``, such as groups of rows, which are run one after another for memory's sake.
+    """
 
     policy: LatentPolicy
     parameters: Sequence[nn.Parameter]
-    function: Callable[[], Float[Tensor, ""]]
+    pieces: Sequence[Callable[[], Float[Tensor, ""]]]
 
 
 @runtime_checkable
@@ -57,7 +60,7 @@ class Value:
 
     def pose(self, problem: Problem, estimator: Estimator) -> Quantity:
         """Average ``log_prob`` over rows."""
-        return Quantity(problem.policy, (), lambda: log_prob(problem, estimator).mean())
+        return Quantity(problem.policy, (), [lambda: log_prob(problem, estimator).mean()])
 
     def evaluations(self, per_estimate: int) -> int:
         """One estimate."""
@@ -73,7 +76,7 @@ class Gradient:
     def pose(self, problem: Problem, estimator: Estimator) -> Quantity:
         """Differentiate the mean ``log_prob``."""
         chosen = part_of(problem.policy, self.parameters)
-        return Quantity(problem.policy, chosen, lambda: log_prob(problem, estimator).mean())
+        return Quantity(problem.policy, chosen, [lambda: log_prob(problem, estimator).mean()])
 
     def evaluations(self, per_estimate: int) -> int:
         """One estimate."""
@@ -89,7 +92,7 @@ class Ratio:
     def pose(self, problem: Problem, estimator: Estimator) -> Quantity:
         """Average the ratio of two estimates on the same particles."""
         new = moved(problem, self.drift)
-        return Quantity(new, (), lambda: log_ratio(problem, new, estimator).exp().mean())
+        return Quantity(new, (), [lambda: log_ratio(problem, new, estimator).exp().mean()])
 
     def evaluations(self, per_estimate: int) -> int:
         """One estimate under the new policy and one under the old."""
@@ -106,7 +109,8 @@ class RatioGradient:
     def pose(self, problem: Problem, estimator: Estimator) -> Quantity:
         """Differentiate the mean ratio at the moved parameters."""
         new = moved(problem, self.drift)
-        return Quantity(new, part_of(new, self.parameters), lambda: log_ratio(problem, new, estimator).exp().mean())
+        chosen = part_of(new, self.parameters)
+        return Quantity(new, chosen, [lambda: log_ratio(problem, new, estimator).exp().mean()])
 
     def evaluations(self, per_estimate: int) -> int:
         """One estimate under the new policy and one under the old."""
@@ -124,7 +128,7 @@ class PolicyGradient:
         """Differentiate the REINFORCE surrogate."""
         advantage = rewards(problem) + self.reward_offset
         chosen = part_of(problem.policy, self.parameters)
-        return Quantity(problem.policy, chosen, lambda: reinforce(log_prob(problem, estimator), advantage).mean())
+        return Quantity(problem.policy, chosen, [lambda: reinforce(log_prob(problem, estimator), advantage).mean()])
 
     def evaluations(self, per_estimate: int) -> int:
         """One estimate."""
@@ -147,7 +151,7 @@ class PPOClip:
             ratio = log_ratio(problem, new, estimator).exp()
             return ppo_clip(ratio, advantage, epsilon=self.epsilon).mean()
 
-        return Quantity(new, model_parameters(new), surrogate)
+        return Quantity(new, model_parameters(new), [surrogate])
 
     def evaluations(self, per_estimate: int) -> int:
         """One estimate under the new policy and one under the old."""
@@ -188,7 +192,7 @@ class GRPO:
             clipped = ppo_clip(moved_by.exp(), advantage, epsilon=self.epsilon)
             return (clipped - self.kl_coefficient * k3(moved_by)).mean()
 
-        return Quantity(new, model_parameters(new), objective)
+        return Quantity(new, model_parameters(new), [objective])
 
     def evaluations(self, per_estimate: int) -> int:
         """One estimate under the new policy and one under the old."""
@@ -208,7 +212,7 @@ class KL:
     def pose(self, problem: Problem, estimator: Estimator) -> Quantity:
         """Average the chosen function of log pi_old - log pi_new."""
         new, function = moved(problem, self.drift), {"k1": k1, "k2": k2, "k3": k3}[self.formula]
-        return Quantity(new, (), lambda: function(-log_ratio(problem, new, estimator)).mean())
+        return Quantity(new, (), [lambda: function(-log_ratio(problem, new, estimator)).mean()])
 
     def evaluations(self, per_estimate: int) -> int:
         """One estimate under the new policy and one under the old."""
@@ -237,7 +241,7 @@ class EntropyGradient:
                 value = log_prob(problem, values)
             return entropy_surrogate(slope, value).mean()
 
-        return Quantity(problem.policy, model_parameters(problem.policy), bonus)
+        return Quantity(problem.policy, model_parameters(problem.policy), [bonus])
 
     def evaluations(self, per_estimate: int) -> int:
         """One estimate, and the independent particles of the value."""

@@ -7,6 +7,7 @@ a chance to stop it notices within a second and ends too.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
@@ -131,6 +132,7 @@ def prepare_worker(parent: int) -> None:
     if parent in _watched or os.getpid() == parent:
         return
     _watched.add(parent)
+    gc.freeze()  # loky collects garbage every second: all that is imported would be looked through each time
     with suppress(ValueError):  # only a main thread may choose
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     if os.getppid() == parent:  # the parent of a Ray worker is its cluster, which ends its workers itself

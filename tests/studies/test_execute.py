@@ -247,16 +247,20 @@ def test_rows_that_no_table_holds_are_named_with_their_cell(store: CellStore) ->
     assert f"cell:     {KEYS[0]}" in str(caught.value)
 
 
-def test_a_worker_that_raises_and_one_that_is_killed(store: CellStore, work: Draw, tmp_path: Path) -> None:
-    """One after the other, in the same folder: what was finished stays, and the next run takes up the rest."""
-    for trouble, family in (("ShapeError", errors.ShapeError), ("kill", StudyError)):
-        with pytest.raises(family) as caught:
-            run_cells(KEYS, Draw(work.calls, trouble, seconds=0.01), store, num_workers=2)
-        assert KEYS[5] in str(caught.value)
-        assert not workers_of(os.getpid())
-        done = store.finished()
-        assert KEYS[5] not in done and len(done) >= 3
-    assert "was killed" in str(caught.value) and "SIGKILL" in str(caught.value)
+@pytest.mark.parametrize(
+    ("trouble", "family"), [("ShapeError", errors.ShapeError), pytest.param("kill", StudyError, marks=pytest.mark.slow)]
+)
+def test_a_worker_that_raises_or_is_killed(
+    store: CellStore, work: Draw, tmp_path: Path, trouble: str, family: type[LatentPGError]
+) -> None:
+    """The cell is named, what was finished stays, no process is left, and the next run takes up the rest."""
+    with pytest.raises(family) as caught:
+        run_cells(KEYS, Draw(work.calls, trouble, seconds=0.01), store, num_workers=2)
+    assert KEYS[5] in str(caught.value)
+    assert trouble != "kill" or ("was killed" in str(caught.value) and "SIGKILL" in str(caught.value))
+    assert not workers_of(os.getpid())
+    done = store.finished()
+    assert KEYS[5] not in done and len(done) >= 3
     calls(work)
     run_cells(KEYS, work, store)
     assert calls(work) == sorted(set(KEYS) - done)
@@ -278,12 +282,14 @@ def test_work_that_cannot_be_sent_is_named(store: CellStore, work: Draw) -> None
     assert store.finished() == set(KEYS)
 
 
+@pytest.mark.production
 @pytest.mark.parametrize("num_workers", [0, -1, True, 1.5])
 def test_a_number_of_workers_that_cannot_be_is_refused(store: CellStore, work: Draw, num_workers: int) -> None:
     with pytest.raises(OptionError, match="num_workers"):
         run_cells(KEYS, work, store, num_workers=num_workers)
 
 
+@pytest.mark.production
 def test_an_unknown_backend_is_refused_with_its_nearest(store: CellStore, work: Draw) -> None:
     with pytest.raises(OptionError, match="did you mean process"):
         run_cells(KEYS, work, store, backend="proces")  # type: ignore[arg-type]
@@ -360,7 +366,8 @@ def test_a_parent_that_is_stopped_leaves_no_process_and_loses_no_finished_cell(
 
 
 def wide(key: str) -> list[Row]:
-    """Return rows that take about 100 kB in memory."""
+    """Return rows that take about 100 kB in memory, in the time that two workers leave a slow disk for each."""
+    time.sleep(0.04)
     return [{"cell": key, "index": index, "value": index / 7} for index in range(400)]
 
 

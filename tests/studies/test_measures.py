@@ -9,22 +9,26 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from latentpg.errors import StudyError
-from latentpg.estimators import ConditionalIS, Exact, PosteriorIS, Prior, make_estimator
+from latentpg.estimators import Estimator, Exact, PosteriorIS, Prior, make_estimator
 from latentpg.numerics.rng import seeded
 from latentpg.numerics.statistics import Interval
 from latentpg.policies import MixturePolicy
 from latentpg.programs import log_joint, score_prior, support
 from latentpg.studies import Cell, Line, Problem
-from latentpg.studies.measures import (
-    MEASURES,
-    exact_gradient,
-    gradient,
-    likelihood_evaluations,
-    measure_cell,
-    redrawing,
-)
-from latentpg.studies.sources import check_record
+from latentpg.studies.measures import MEASURES, RedrawnLatent, likelihood_evaluations, measure_cell, once
+from latentpg.studies.references import EnumeratedPosterior
+from latentpg.studies.targets import Gradient
+from latentpg.studies.transitions import check_record
 from tests.studies.toys import ToySource
+from tests.studies.toys import cell as cell_at
+
+
+def exact_gradient(problem: Problem) -> Tensor:
+    return gradient(problem, Exact())
+
+
+def gradient(problem: Problem, estimator: Estimator) -> Tensor:
+    return once(Gradient().pose(problem, estimator))
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +37,14 @@ def problem() -> Problem:
 
 
 def measure(problem: Problem, cell: Cell, *, num_replicates: int = 400, seed: int = 0) -> dict[str, Interval]:
-    reference = exact_gradient(problem)
-    found = measure_cell(cell, problem, reference, num_replicates=num_replicates, num_timings=4, seed=seed)
+    found = measure_cell(cell, Gradient(), problem, num_replicates=num_replicates, num_timings=4, seed=seed)
     assert all(measured.cell == cell for measured in found)
     return {measured.measure: measured.interval for measured in found}
 
 
 def expected_gradient(problem: Problem, num_particles: int) -> Tensor:
     """Sum PosteriorIS with prior proposals over every tuple of particles: rows are independent, so row by row."""
-    policy, rows = cast(MixturePolicy, problem.policy), len(problem.obs)
+    policy, rows = cast(MixturePolicy, problem.policy), len(problem.action)
     points = support(policy, problem.obs)
     with torch.no_grad():
         log_prior = score_prior(policy, problem.obs, points).log_prob
@@ -68,12 +71,12 @@ def test_the_reference_is_the_gradient_of_the_enumerated_marginal(problem: Probl
 @pytest.mark.parametrize("num_particles", [1, 2, 4])
 def test_a_bias_is_that_of_the_enumerated_estimator(problem: Problem, num_particles: int) -> None:
     truth = float((expected_gradient(problem, num_particles) - exact_gradient(problem)).norm())
-    bias = measure(problem, Cell(Line("posterior-is", "prior"), num_particles))["bias"]
+    bias = measure(problem, cell_at(Line("posterior-is", "prior"), num_particles))["bias"]
     assert bias.low < truth < bias.high
     assert bias.low > 0.5 * truth  # so that an interval as wide as the world would fail
 
 
-@pytest.mark.parametrize("cell", [Cell(Line("joint-score"), None), Cell(Line("conditional-is", "guide"), 3)])
+@pytest.mark.parametrize("cell", [cell_at(Line("joint-score")), cell_at(Line("conditional-is", "guide"), 3)])
 def test_an_unbiased_estimator_shows_no_bias(problem: Problem, cell: Cell) -> None:
     found = measure(problem, cell)
     assert found["bias"].low == 0
@@ -83,26 +86,27 @@ def test_an_unbiased_estimator_shows_no_bias(problem: Problem, cell: Cell) -> No
 def test_the_recorded_draw_alone_would_show_a_bias(problem: Problem) -> None:
     """Without drawing the recorded latent anew, the measure would answer another question: it must be seen to."""
     policy = problem.policy
-    fixed, _ = gradient(problem, make_estimator("joint-score"), problem.latents)
+    fixed = gradient(problem, make_estimator("joint-score"))
     error = float((fixed - exact_gradient(problem)).norm())
-    redrawn = measure(problem, Cell(Line("joint-score"), None))["bias"]
+    redrawn = measure(problem, cell_at(Line("joint-score")))["bias"]
     assert error > redrawn.high
-    assert redrawing(make_estimator("joint-score"), problem).propose(policy, problem.obs, problem.action).retained
+    assert problem.redraw is not None
+    redrawn_each = RedrawnLatent(make_estimator("joint-score"), problem.redraw)
+    assert redrawn_each.propose(policy, problem.obs, problem.action).retained
 
 
 def test_redrawn_latents_have_the_law_of_the_posterior(problem: Problem) -> None:
-    redrawn = redrawing(ConditionalIS(1, Prior()), problem)
-    draws = torch.stack([redrawn.redraw()["z"] for _ in range(4000)])
-    posterior = redrawn.log_posterior.exp()
+    redraw = problem.redraw
+    assert isinstance(redraw, EnumeratedPosterior)
+    draws = torch.stack([redraw()["z"] for _ in range(4000)])
+    posterior = redraw.log_posterior.exp()
     frequency = torch.stack([(draws == value).double().mean(0) for value in range(3)])
     assert float((frequency - posterior).abs().max()) < 5 * 0.5 / 4000**0.5
 
 
 def test_an_exact_estimator_has_no_noise_and_says_so(problem: Problem) -> None:
-    reference = exact_gradient(problem)
     for name in ("exact", "quadrature"):
-        cell = Cell(Line(name), None)
-        found = measure_cell(cell, problem, reference, num_replicates=10, num_timings=4, seed=0)
+        found = measure_cell(cell_at(Line(name)), Gradient(), problem, num_replicates=10, num_timings=4, seed=0)
         for measured in found:
             if measured.measure != "seconds":
                 assert measured.exact, measured.measure
@@ -114,7 +118,7 @@ def test_an_exact_estimator_has_no_noise_and_says_so(problem: Problem) -> None:
 
 
 def test_measures_agree_with_each_other(problem: Problem) -> None:
-    found = measure(problem, Cell(Line("posterior-is", "prior"), 4), num_replicates=300)
+    found = measure(problem, cell_at(Line("posterior-is", "prior"), 4), num_replicates=300)
     assert set(found) == set(MEASURES)
     size = 300
     assert found["noise_floor"].value ** 2 * size == pytest.approx(found["variance"].value)
@@ -127,7 +131,7 @@ def test_measures_agree_with_each_other(problem: Problem) -> None:
 
 
 def test_a_cell_is_the_same_whatever_ran_before_it(problem: Problem) -> None:
-    cell = Cell(Line("conditional-is", "mixture"), 2)
+    cell = cell_at(Line("conditional-is", "mixture"), 2)
     first = measure(problem, cell, num_replicates=20, seed=5)
     torch.rand(1000)
     again = measure(problem, cell, num_replicates=20, seed=5)
@@ -169,15 +173,16 @@ def test_likelihood_evaluations_are_those_that_happen(problem: Problem, name: st
 
     hook = policy.decoder.head.register_forward_hook(count)
     try:
-        gradient(problem, estimator, problem.latents if name in {"joint-score", "conditional-is"} else None)
+        gradient(problem, estimator)
     finally:
         hook.remove()
     with seeded(0):
-        claimed = likelihood_evaluations(estimator, problem, problem.latents)
-    assert counted == claimed * len(problem.obs)
+        claimed = likelihood_evaluations(estimator, problem)
+    assert counted == claimed * len(problem.action)
 
 
 def test_a_record_that_no_longer_fits_is_refused(problem: Problem) -> None:
+    assert problem.latents is not None and isinstance(problem.obs, Tensor)
     with torch.no_grad():
         joint = log_joint(problem.policy, problem.obs, problem.action, {"z": problem.latents["z"].unsqueeze(0)})[0]
     assert check_record(problem.policy, problem.obs, problem.action, problem.latents, joint) == 0
@@ -190,10 +195,9 @@ def test_a_record_that_no_longer_fits_is_refused(problem: Problem) -> None:
 
 
 def test_gradients_are_of_the_mean_over_rows(problem: Problem) -> None:
-    halves = [
-        Problem(problem.policy, problem.obs[part], problem.action[part], {}) for part in (slice(0, 3), slice(3, 6))
-    ]
-    mean = sum(gradient(half, Exact(), None)[0] for half in halves) / 2
+    assert isinstance(problem.obs, Tensor)
+    halves = [Problem(problem.policy, problem.obs[part], problem.action[part]) for part in (slice(0, 3), slice(3, 6))]
+    mean = torch.stack([exact_gradient(half) for half in halves]).mean(0)
     torch.testing.assert_close(mean, exact_gradient(problem))
     with seeded(0):
-        assert gradient(problem, PosteriorIS(2, Prior()), None)[0].shape == exact_gradient(problem).shape
+        assert gradient(problem, PosteriorIS(2, Prior())).shape == exact_gradient(problem).shape

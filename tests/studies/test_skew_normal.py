@@ -169,13 +169,9 @@ def test_two_particles_pull_the_variance_down_unless_one_is_retained() -> None:
 
 @pytest.mark.slow
 def test_score_climbing_recovers_the_variance() -> None:
-    """With 20,000 steps and S = 2, to a twentieth; self-normalised weights fall a quarter short.
-
-    The guide's tail is lighter than the target's, so that the chain leaves its far states slowly: what is still
-    missing shrinks with more steps.
-    """
+    """With 20,000 steps and S = 2, to within 6 %; self-normalised weights miss a quarter of it."""
     with seeded(0):
-        chain, _ = within(climb(MarkovianIS(2), Recorded(), num_replicates=64, learning_rate=0.001))
-        weights, _ = within(climb(WakeSleep(2), Wake(2), num_replicates=64, learning_rate=0.001))
+        chain, _ = within(climb(MarkovianIS(2), Recorded(), num_replicates=64))
+        weights, _ = within(climb(WakeSleep(2), Wake(2), num_replicates=64))
     assert abs(chain / SkewNormal().variance - 1) < 0.06
     assert weights / SkewNormal().variance < 0.8

@@ -17,11 +17,14 @@ from hypothesis import strategies as st
 
 from latentpg.errors import StudyError
 from latentpg.runs import FORMAT_VERSION
-from latentpg.studies.cellfile import DamagedError, StoredCell, decode, encode
+from latentpg.studies.cellfile import DamagedError, Row, StoredCell, decode, encode
 from latentpg.studies.store import MAX_BYTES, CellStore, fingerprint_of
 
 FINGERPRINT = fingerprint_of({"seed": 0})
-ROWS = [{"measure": "bias", "value": 0.1, "K": 8, "exact": True, "low": None}, {"measure": "snr", "value": -0.0}]
+ROWS: list[Row] = [
+    {"measure": "bias", "value": 0.1, "K": 8, "exact": True, "low": None},
+    {"measure": "snr", "value": -0.0},
+]
 
 
 @pytest.fixture
@@ -76,6 +79,7 @@ def test_a_cell_is_there_once(store: CellStore) -> None:
     assert store.read("a").rows == ({"value": 2.0},)
 
 
+@pytest.mark.production
 @pytest.mark.parametrize(
     "rows",
     [
@@ -244,7 +248,7 @@ def test_a_fingerprint_belongs_to_one_configuration() -> None:
 
 
 def test_a_thousand_cells_are_read_well_under_a_second_and_one_at_a_time(store: CellStore) -> None:
-    rows = [
+    rows: list[Row] = [
         {"estimator": "posterior-is", "measure": f"m{i}", "value": i / 7, "low": 0.1, "high": 0.3} for i in range(9)
     ]
     keys = [f"cell {index}" for index in range(1000)]

@@ -16,6 +16,7 @@ from latentpg.oracles import TabularLatentPolicy
 from latentpg.programs import LatentPolicy, Observations, Span, score_guide, score_prior, support
 from latentpg.studies.guides import train_guide
 from latentpg.studies.problem import Problem, Source
+from latentpg.studies.references import EnumeratedPosterior
 from latentpg.studies.toys import GuideQuality, RandomToys, SpanSoftmaxPolicy
 
 STEP = RandomToys(num_rows=5, num_latents=3, num_actions=2)
@@ -157,8 +158,9 @@ def test_spans_are_of_uneven_length_and_padding_counts_for_nothing() -> None:
 @both
 def test_redrawn_latents_have_the_law_of_the_posterior(source: RandomToys) -> None:
     problem, draws = source.build(5), 4000
-    assert problem.redraw is not None
+    assert isinstance(problem.redraw, EnumeratedPosterior)
     _, posterior = guide_and_posterior(problem, problem.action)
+    torch.testing.assert_close(problem.redraw.log_posterior, posterior)
     with torch.no_grad():
         for table in problem.policy.decoder_parameters():
             table.add_(torch.randn(table.shape, dtype=table.dtype))  # it is the acting parameters' posterior that stays

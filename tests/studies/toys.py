@@ -7,10 +7,12 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
+from latentpg.estimators import Exact
 from latentpg.numerics.rng import seeded
 from latentpg.policies import MixturePolicy
 from latentpg.programs import act
-from latentpg.studies import Line, Problem, Study
+from latentpg.studies import Cell, Line, Problem, Study
+from latentpg.studies.references import EnumeratedPosterior
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,16 @@ class ToySource:
                 )
             obs = torch.randn(self.num_rows, 2, dtype=torch.float64)
             acted = act(policy, obs)
-        return Problem(policy, obs, acted.action, acted.latents, {"a fact": 1.0})
+        return Problem(
+            policy,
+            obs,
+            acted.action,
+            acted.latents,
+            {"a fact": 1.0},
+            exact=Exact(),
+            redraw=EnumeratedPosterior.of(policy, obs, acted.action),
+            seed=seed,
+        )
 
     def describe(self) -> str:
         """Describe it."""
@@ -49,8 +60,13 @@ def toy_study(*lines: Line, num_replicates: int = 40, num_particles: tuple[int, 
         title="A toy",
         source=ToySource(),
         lines=lines or (Line("exact"), Line("conditional-is", "prior"), Line("posterior-is", "prior"), Line("elbo")),
-        num_particles=num_particles,
+        axes={"num_particles": num_particles},
         num_replicates=num_replicates,
         num_timings=4,
         seed=seed,
     )
+
+
+def cell(line: Line, num_particles: int | None = None, target: str = "gradient") -> Cell:
+    """Place a line at a K."""
+    return Cell(line, target, () if num_particles is None else (("num_particles", num_particles),))
