@@ -15,7 +15,7 @@ One class per family, all under :class:`LatentPGError`, each also a builtin (``V
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class LatentPGError(Exception):
@@ -35,6 +35,16 @@ class LatentPGError(Exception):
         details = {"expected": expected, "got": got, "likely": likely, "fix": fix}
         lines += [f"  {label + ':':<9} {text}" for label, text in details.items() if text is not None]
         super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[Callable[[type[LatentPGError], str], LatentPGError], tuple[type[LatentPGError], str]]:
+        """Pickle the finished message, so that the error survives the way out of a worker process."""
+        return _rebuilt, (type(self), str(self))
+
+
+def _rebuilt(kind: type[LatentPGError], message: str) -> LatentPGError:
+    error = kind.__new__(kind)
+    Exception.__init__(error, message)
+    return error
 
 
 class ShapeError(LatentPGError, ValueError):

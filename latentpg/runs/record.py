@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("latentpg", "torch", "pyro-ppl", "gymnasium", "numpy", "matplotlib")
+PACKAGES = ("latentpg", "torch", "pyro-ppl", "gymnasium", "numpy", "matplotlib", "joblib")
 """Packages whose versions are recorded."""
 
 

@@ -5,9 +5,10 @@ from latentpg.studies.measures import MEASURES, Measured
 from latentpg.studies.outputs import Outputs, write_outputs
 from latentpg.studies.problem import Problem, Source
 from latentpg.studies.progress import progress
-from latentpg.studies.run import StudyResult, build_problem, merge_skipped, one_thread, run_study
+from latentpg.studies.run import StudyResult, build_problem, merge_skipped, run_study
 from latentpg.studies.spec import TARGETS, Cell, Line, Study, Target
 from latentpg.studies.tables import Facet, facets, find, summarize, tidy_rows
+from latentpg.studies.workers import one_thread
 
 __all__ = [
     "MEASURES",

@@ -24,8 +24,13 @@ from latentpg.studies.problem import Problem
 from latentpg.studies.targets import Quantity
 
 INCLUSIVE = frozenset({"wake", "conditional-wake", "recorded"})
+"""Objectives that aim at the inclusive divergence."""
+
 BOUND = frozenset({"elbo", "elbo-score", "elbo-stl"})
+"""Objectives that aim at the evidence lower bound."""
+
 MULTI_SAMPLE = frozenset({"iwae", "iwae-dreg", "vimco"})
+"""Objectives that aim at the K-particle bound."""
 
 GROUP = 10_000
 """Particles of rows that are run at once: at K = 316 a third of the time, and of the memory, of all rows at once."""

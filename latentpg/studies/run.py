@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
-
-import torch
+from typing import Any, cast
 
 from latentpg.errors import EstimatorError, LatentPGError, RecordedLatentError, SiteError, StudyError
 from latentpg.numerics.statistics import Interval
 from latentpg.studies.measures import Measured, measure_cell
-from latentpg.studies.problem import Problem
+from latentpg.studies.problem import Problem, Source
 from latentpg.studies.progress import Advance, silent
 from latentpg.studies.seeds import stream_seed
 from latentpg.studies.spec import Cell, Line, Study
+from latentpg.studies.workers import one_thread
 
 INAPPLICABLE = (EstimatorError, SiteError, RecordedLatentError)
 """What an estimator raises when it cannot do what is asked of it; anything else is a fault and ends the study."""
@@ -137,17 +135,6 @@ def measure_key(study: Study, key: str) -> Rows:
     ]
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one torch thread: for networks this small more of them contend, and times would say nothing."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def merge_skipped(skipped: Sequence[Skipped]) -> list[tuple[str, str]]:
     """Gather skipped cells by line and reason: ``(which, why)``."""
     groups: dict[tuple[str, str], list[Cell]] = {}
@@ -168,10 +155,14 @@ def _in_turn(keys: Sequence[str], work: Callable[[str], Rows], advance: Advance)
     return found
 
 
-@lru_cache(maxsize=4)
-def _problem(source: Any, seed: int) -> Problem:  # noqa: ANN401 (a Source, which as a frozen dataclass can be hashed)
+def _problem(source: Source, seed: int) -> Problem:
     """Build a problem once a process: neighbouring cells share it."""
-    return source.build(seed)
+    return _built(cast(Hashable, source), seed)
+
+
+@lru_cache(maxsize=4)
+def _built(source: Hashable, seed: int) -> Problem:
+    return cast(Source, source).build(seed)
 
 
 def _reason(error: LatentPGError) -> str:

@@ -18,7 +18,7 @@ from types import ModuleType
 from latentpg.errors import StudyError, did_you_mean
 from latentpg.programs import LatentPolicy
 
-WHERE = "the user's policy"
+_WHERE = "the user's policy"
 
 
 def file_of(named: str) -> str:
@@ -29,7 +29,7 @@ def file_of(named: str) -> str:
     """
     path, colon, name = named.rpartition(":")
     if not colon or not path.endswith(".py") or not name.isidentifier():
-        raise StudyError(WHERE, "not the name of a policy", expected="path/to/file.py:NAME", got=repr(named))
+        raise StudyError(_WHERE, "not the name of a policy", expected="path/to/file.py:NAME", got=repr(named))
     return path
 
 
@@ -42,13 +42,13 @@ def load_policy(named: str) -> LatentPolicy:
     """
     path, name = Path(file_of(named)), named.rpartition(":")[2]
     if not path.is_file():
-        raise StudyError(WHERE, "no such file", expected="a Python file", got=str(path), fix="path/to/file.py:NAME")
+        raise StudyError(_WHERE, "no such file", expected="a Python file", got=str(path), fix="path/to/file.py:NAME")
     with _importable(path.resolve().parent):
         found = _execute(path)
         if not hasattr(found, name):
             public = [each for each in vars(found) if not each.startswith("_")]
             raise StudyError(
-                WHERE, f"no `{name}` in {path}", got=f"`{name}`", fix=did_you_mean(name, public) if public else None
+                _WHERE, f"no `{name}` in {path}", got=f"`{name}`", fix=did_you_mean(name, public) if public else None
             )
         value = getattr(found, name)
         # a class has the methods, too: only its instances are policies
@@ -58,7 +58,7 @@ def load_policy(named: str) -> LatentPolicy:
         methods = ("model", "guide", "prior_parameters", "decoder_parameters", "guide_parameters")
         lacking = [each for each in methods if not hasattr(value, each)]
         raise StudyError(
-            WHERE,
+            _WHERE,
             f"`{named}` is not a policy",
             expected=f"an object with the methods {', '.join(methods)}, or a callable that returns one",
             got=f"{type(value).__name__}" + (f" without {', '.join(lacking)}" if lacking else ", a class"),
@@ -76,7 +76,7 @@ def _call(named: str, value: object) -> object:
         pass
     except TypeError as error:
         raise StudyError(
-            WHERE,
+            _WHERE,
             f"`{named}` cannot be called without arguments",
             expected="a policy, or a callable without arguments that returns one",
             got=f"{type(value).__name__}: {error}",
@@ -108,7 +108,7 @@ def _raised(what: str, error: BaseException) -> StudyError:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     place = "" if trace is None else f", {trace.tb_frame.f_code.co_filename} line {trace.tb_lineno}"
-    return StudyError(WHERE, what, got=f"{type(error).__name__}: {error}{place}")
+    return StudyError(_WHERE, what, got=f"{type(error).__name__}: {error}{place}")
 
 
 @contextmanager

@@ -26,8 +26,11 @@ Backend = Literal["process", "ray", "serial"]
 """Processes of this machine, a Ray cluster, or no other process at all."""
 
 BACKENDS: tuple[str, ...] = get_args(Backend)
+"""Every backend by name."""
 
 Results = Generator[Any, None, None]
+"""Results of a task as they finish."""
+
 Start = Callable[[Callable[[str], Any], Sequence[str]], Results]
 """Maps a picklable task over keys: results as they finish, in any order."""
 
