@@ -227,7 +227,8 @@ def _draw_panel(
         )
     if plot.name == "bias":
         rows += _draw_floor(axis, result, facet, title, lines)
-    if plot.slope is not None and result.study.x == PARTICLES and _PANELS[title] == (Kind.VANISHING,):
+    of_guides = lines[0].role == "objective" and plot.measure in ("snr", "coordinate_snr")
+    if plot.slope is not None and result.study.x == PARTICLES and (_PANELS[title] == (Kind.VANISHING,) or of_guides):
         _draw_slope(axis, plot, result, facet, lines)
     if plot.cost is not None:
         _draw_exact_cost(axis, plot, result, facet)
@@ -335,15 +336,17 @@ def _draw_slope(axis: Axes, plot: Plot, result: StudyResult, facet: Facet, lines
     points = [p for p in _points(plot, result, facet, lines[0]) if p["value"] > 0]
     if len(points) < 2 or plot.slope is None:
         return
+    # the importance-weighted bound's own gradient in psi is the one whose ratio falls (Rainforth et al., 2018)
+    slope = -plot.slope if lines[0].role == "objective" and lines[0].estimator == "iwae" else plot.slope
     first, last = points[0]["x"], points[-1]["x"]
-    anchor = points[-1]["value"] * (1.8 if plot.slope < 0 else 1 / 1.4)
+    anchor = points[-1]["value"] * (1.8 if slope < 0 else 1 / 1.4)
     axis.plot(
         [first, last],
-        [anchor * (first / last) ** plot.slope, anchor],
+        [anchor * (first / last) ** slope, anchor],
         color="0.45",
         linewidth=0.8,
         linestyle=(0, (1, 2)),
-        label=f"slope {plot.slope:+g}".replace("-", "−"),
+        label=f"slope {slope:+g}".replace("-", "−"),
         zorder=0,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -187,7 +187,19 @@ def find(result: StudyResult) -> list[Finding]:
         for line in result.lines
         if curve(result, facet, line, "seconds")
     ]
-    return [_find(result, facet, line, SIGNIFICANCE / len(pairs)) for facet, line in pairs]
+    found = [_find(result, facet, line, SIGNIFICANCE / len(pairs)) for facet, line in pairs]
+    return [replace(each, text="; ".join([each.text, *_slope_of_snr(result, each)])) for each in found]
+
+
+def _slope_of_snr(result: StudyResult, finding: Finding) -> list[str]:
+    """Say how a guide's signal-to-noise ratio changes with K, where it can be told."""
+    floor = 2 * math.sqrt(2 / (math.pi * result.study.num_replicates))  # twice what chance alone shows
+    points = [m for m in curve(result, finding.facet, finding.line, "coordinate_snr") if m.interval.low > floor]
+    if finding.line.role != "objective" or result.study.x != PARTICLES or len(points) < 2:
+        return []
+    sizes = [m.cell.num_particles or 1 for m in points]
+    slope = log_log_slope(sizes, [m.interval for m in points])
+    return [f"SNR ∝ K^{slope.value:.2f} [{slope.low:.2f}, {slope.high:.2f}] from K = {min(sizes)} to {max(sizes)}"]
 
 
 def _find(result: StudyResult, facet: Facet, line: Line, significance: float) -> Finding:

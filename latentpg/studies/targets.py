@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from latentpg.errors import OptionError
-from latentpg.estimators import Estimator, PosteriorIS, entropy_surrogate
+from latentpg.estimators import Estimator, Exact, PosteriorIS, Quadrature, entropy_surrogate
 from latentpg.numerics.divergences import k1, k2, k3
 from latentpg.numerics.rng import seeded
 from latentpg.numerics.surrogates import ppo_clip, reinforce
@@ -231,14 +231,15 @@ class EntropyGradient:
 
     def pose(self, problem: Problem, estimator: Estimator) -> Quantity:
         """Differentiate the mean entropy surrogate."""
-        values: Estimator = estimator if estimator is problem.exact else PosteriorIS(max(1, self.value_particles))
+        # without chance there is nothing to be independent of, and noise of the guide's would not be the estimator's
+        same = self.value_particles == 0 or isinstance(estimator, Exact | Quadrature) or estimator == problem.exact
 
         def bonus() -> Tensor:
             slope = log_prob(problem, estimator)
-            if self.value_particles == 0:
+            if same:
                 return entropy_surrogate(slope, slope.detach()).mean()
             with torch.no_grad():
-                value = log_prob(problem, values)
+                value = log_prob(problem, PosteriorIS(self.value_particles))
             return entropy_surrogate(slope, value).mean()
 
         return Quantity(problem.policy, model_parameters(problem.policy), [bonus])

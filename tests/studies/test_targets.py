@@ -50,7 +50,7 @@ SOURCE = RandomToys(num_rows=9, num_latents=3, num_actions=3)
 
 @pytest.fixture(scope="module")
 def problem() -> Problem:
-    return SOURCE.build(3)
+    return SOURCE.build(0)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def theta_phi(policy: LatentPolicy) -> list[Tensor]:
 
 
 def flat_gradient(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    parts = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+    parts = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True, retain_graph=True)
     return torch.cat([part.flatten() for part in parts])
 
 
@@ -151,8 +151,8 @@ GRADIENTS: list[tuple[Target, float, Formula]] = [
 ]
 
 
-def configured(target: object) -> str:
-    return repr(target)
+def configured(part: object) -> str:
+    return "" if callable(part) else repr(part)
 
 
 @pytest.mark.parametrize(("target", "formula"), VALUES, ids=configured)
@@ -178,8 +178,10 @@ def test_a_gradient_is_the_formula_on_the_tables(
 def test_the_clip_bites_on_both_sides_of_these_rows(problem: Problem) -> None:
     """Otherwise the formulas of PPO and GRPO would hold for a surrogate without a clip."""
     ratio = (log_pi(moved(problem, DRIFT), problem) - log_pi(problem.policy, problem)).exp()
-    advantage = rewards(problem)
-    assert bool(((ratio > 1.3) & (advantage + 0.5 > 0)).any()) and bool(((ratio < 0.7) & (advantage + 0.5 < 0)).any())
+    for offset in (0, 0.5):
+        gain = rewards(problem) + offset > 0
+        assert bool(((ratio > 1.3) & gain).any()) and bool(((ratio > 1.3) & ~gain).any())
+        assert bool(((ratio < 0.7) & ~gain).any())
     assert bool(((ratio > 0.8) & (ratio < 1.2)).any())
 
 
@@ -322,8 +324,8 @@ def test_without_it_they_are_biased(two_rows: Problem, proposal: Proposal) -> No
     reference = RatioGradient(DRIFT).pose(two_rows, Exact())
     expected = expected_ratio(two_rows, reference.policy, PosteriorIS(2, proposal))
     true = once(Ratio(DRIFT).pose(two_rows, Exact()))
-    assert abs(float(expected.mean() - true)) > 1e-3
-    assert float((flat_gradient(expected.mean(), reference.parameters) - once(reference)).norm()) > 1e-3
+    assert abs(float(expected.detach().mean() - true)) > 0.02
+    assert float((flat_gradient(expected.mean(), reference.parameters) - once(reference)).norm()) > 0.02
 
 
 def expected_quantity(quantity: Quantity) -> Tensor:
