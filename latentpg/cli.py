@@ -37,7 +37,7 @@ from latentpg.studies import (
     summarize,
     write_outputs,
 )
-from latentpg.studies.execute import run_cells
+from latentpg.studies.execute import check_workers, run_cells
 from latentpg.studies.options import check_owner_names, command_of, options_of, resolve
 from latentpg.studies.run import Rows
 from latentpg.studies.store import CellStore, fingerprint_of
@@ -144,6 +144,7 @@ def _check_words(where: str, words: Sequence[str], known: Sequence[str], switche
 
 def _run_study(name: str, study: Study, options: Any) -> int:  # noqa: ANN401 (the study's own options)
     command, config = command_of(study, name), study.config()
+    check_workers(options.num_workers, options.backend)
     with one_thread():
         build_problem(study)  # before the folder is made: a mistake in the source leaves nothing behind
     if options.resume:

@@ -72,7 +72,8 @@ def run_cells(
     arrives as itself with the cell named; any other exception, and a worker that dies, become a
     :class:`~latentpg.errors.StudyError`. However it ends, no worker is left running and finished cells stay.
     """
-    _check(keys, num_workers, backend)
+    check_workers(num_workers, backend)
+    _check_distinct(keys)
     with store.held():
         survey = store.survey()
         for name, why in survey.damaged.items():
@@ -86,17 +87,21 @@ def run_cells(
                 advance(outcome.key)
 
 
-def _check(keys: Sequence[str], num_workers: int, backend: str) -> None:
+def check_workers(num_workers: int, backend: str) -> None:
+    """Refuse a number of workers or a backend that cannot be, before anything is written."""
     if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 1:
         raise OptionError("run_cells()", "`num_workers`", expected="an integer >= 1", got=repr(num_workers))
     if backend not in BACKENDS:
         expected, fix = f"one of {', '.join(BACKENDS)}", did_you_mean(backend, BACKENDS)
         raise OptionError("run_cells()", "`backend`", expected=expected, got=repr(backend), fix=fix)
+    if backend == "ray":
+        import_ray()
+
+
+def _check_distinct(keys: Sequence[str]) -> None:
     if len(set(keys)) != len(keys):
         twice = next(key for key in keys if list(keys).count(key) > 1)
         raise StudyError("run_cells()", "`keys`", expected="distinct keys", got=f"{twice!r} twice")
-    if backend == "ray":
-        import_ray()
 
 
 def _outcomes(keys: Sequence[str], work: Work, num_workers: int, backend: Backend) -> Generator[_Outcome, None, None]:

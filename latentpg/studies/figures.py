@@ -173,9 +173,16 @@ def _lines_of(plot: Plot, result: StudyResult, facet: Facet, title: str) -> list
     lines = [
         line
         for line in result.lines
-        if expected(result.study, line, facet).kind in _PANELS[title] and _points(plot, result, facet, line)
+        if expected(result.study, line, facet).kind in _PANELS[title]
+        and any(_is_drawable(plot, point) for point in _points(plot, result, facet, line))
     ]
     return sorted(lines, key=lambda line: line.proposal is None)
+
+
+def _is_drawable(plot: Plot, point: Mapping[str, Any]) -> bool:
+    """Tell whether a point or its upper end has a place: few replicates can leave an interval without ends."""
+    ends = point["low"] > 0 or 0 < point["high"] < math.inf
+    return math.isfinite(point["value"]) and (ends or not plot.is_log)
 
 
 def _styles_of(lines: Sequence[Line]) -> list[int]:

@@ -35,12 +35,17 @@ from pathlib import Path
 from typing import Any
 
 from latentpg.errors import LatentPGError, OptionError, StudyError, did_you_mean
+from latentpg.estimators import ESTIMATORS, GUIDE_OBJECTIVES
 from latentpg.runs import FORMAT_VERSION
+from latentpg.studies.declared import as_declared, check_cells
 from latentpg.studies.sources import SOURCES
-from latentpg.studies.spec import TARGETS, Line, Study
+from latentpg.studies.spec import TARGETS, Line, Study, Target
 
-MAX_BYTES = 2**20
+MAX_BYTES = 2**16
 """The largest study file that is read."""
+
+MAX_DOTS = 1000
+"""The most dots on one line: the TOML reader's memory grows with the square of a dotted key's length."""
 
 _KEYS = ("title", "seed", "num_replicates", "num_timings", "x", "skip_invalid", "source", "axes", "targets", "lines")
 _NOTES = ("format_version", "study")  # what a run folder's config.toml says besides
@@ -79,6 +84,8 @@ def make_study(name: str) -> Study:
 def load_study(path: Path) -> Study:
     """Read a study file; the study is called by the file's name, or as the file says it was called before."""
     try:
+        if path.exists() and not path.is_file():  # a pipe has no end
+            raise _error(path, "it cannot be read", expected="a TOML file", got="something else of that name")
         if path.stat().st_size > MAX_BYTES:
             raise _error(path, "it is too large", expected=f"at most {MAX_BYTES} bytes", got=str(path.stat().st_size))
         text = path.read_text(encoding="utf-8")
@@ -90,34 +97,43 @@ def load_study(path: Path) -> Study:
 def parse_study(text: str, *, name: str, where: str | None = None) -> Study:
     """Build a study from the text of a study file."""
     place = where or f"study {name}"
+    if any(line.count(".") > MAX_DOTS for line in text.splitlines()):
+        raise _error(place, "a line has too many dots", expected=f"at most {MAX_DOTS}", got="more")
     try:
         content = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits is a ValueError of its own
         raise _error(place, "it is not TOML", expected="a TOML document", got=str(error) or "too deep") from error
     if content.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
         raise _error(place, "format_version", expected=str(FORMAT_VERSION), got=repr(content["format_version"]))
     _check_keys(place, content, [*_KEYS, *_NOTES])
-    targets = {}
+    targets: dict[str, Target] = {}
     for table in _tables(place, content, "targets") or [{"kind": "gradient"}]:
         options = dict(table)
-        label = options.pop("name", None)
-        target = _build(place, "target", TARGETS, options)
-        targets[_text(place, "targets.name", label or table.get("kind"))] = target
+        label = _text(place, "targets.name", options.pop("name", table.get("kind", "")))
+        if label in targets:
+            raise _error(place, "two targets", expected="a `name` of its own for each", got=f"{label} twice")
+        targets[label] = _build(place, "target", TARGETS, options)
     chosen: dict[str, Any] = {
         key: content[key] for key in ("seed", "num_replicates", "num_timings", "x", "skip_invalid") if key in content
     }
-    axes = {axis: _values(place, axis, values) for axis, values in _table(place, content, "axes").items()}
+    if not isinstance(chosen.get("skip_invalid", False), bool):
+        raise _error(place, "`skip_invalid`", expected="true or false", got=repr(chosen["skip_invalid"])[:80])
+    if "x" in chosen:
+        _text(place, "x", chosen["x"])
+    source = _build(place, "source", SOURCES, dict(_table(place, content, "source")))
+    lines = tuple(_line(place, dict(table)) for table in _tables(place, content, "lines"))
+    makers: list[Callable[..., Any]] = [type(source), *map(type, targets.values()), *map(_maker, lines)]
+    axes = {axis: _values(place, axis, values, makers) for axis, values in _table(place, content, "axes").items()}
     if axes:
         chosen["axes"] = axes
         chosen.setdefault("x", next(iter(axes)))
-    return Study(
-        name=_text(place, "study", content.get("study", name)),
-        title=_text(place, "title", content.get("title", name)),
-        source=_build(place, "source", SOURCES, dict(_table(place, content, "source"))),
-        targets=targets,
-        lines=tuple(_line(place, dict(table)) for table in _tables(place, content, "lines")),
-        **chosen,
-    )
+    called = _text(place, "study", content.get("study", name))
+    if not called.strip(".") or any(sign in called for sign in "/\\\0"):  # the default run folder bears it
+        raise _error(place, "`study`", expected="a name that a folder can have", got=repr(called)[:80])
+    title = _text(place, "title", content.get("title", name))
+    study = Study(name=called, title=title, source=source, targets=targets, lines=lines, **chosen)
+    check_cells(study)
+    return study
 
 
 def _line(place: str, options: dict[str, Any]) -> Line:
@@ -125,6 +141,8 @@ def _line(place: str, options: dict[str, Any]) -> Line:
     if len(roles) != 1:
         raise _error(place, "a line", expected="`estimator` or `objective`", got=str(sorted(options)))
     name, proposal = _text(place, roles[0], options.pop(roles[0])), options.pop("proposal", None)
+    if proposal is not None:
+        _text(place, "lines.proposal", proposal)
     line = Line(name, proposal, options, role="estimator" if roles == ["estimator"] else "objective")
     known = list(line.known_options())
     for option in options:
@@ -136,7 +154,13 @@ def _line(place: str, options: dict[str, Any]) -> Line:
                 got=option,
                 fix=did_you_mean(option, known),
             )
+    for option, value in options.items():
+        options[option] = as_declared(f"{place}, line {name}", _maker(line), option, value)
     return line
+
+
+def _maker(line: Line) -> Callable[..., Any]:
+    return (ESTIMATORS if line.role == "estimator" else GUIDE_OBJECTIVES)[line.estimator]
 
 
 def _build(place: str, what: str, known: Mapping[str, Callable[..., Any]], options: dict[str, Any]) -> Any:  # noqa: ANN401 (a source or a target)
@@ -159,7 +183,7 @@ def _build(place: str, what: str, known: Mapping[str, Callable[..., Any]], optio
                 got=option,
                 fix=did_you_mean(option, allowed),
             )
-    frozen = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    frozen = {name: as_declared(f"{what} {kind}", known[kind], name, value) for name, value in options.items()}
     try:
         return known[kind](**frozen)
     except LatentPGError:
@@ -189,15 +213,16 @@ def _tables(place: str, content: Mapping[str, Any], key: str) -> Sequence[Mappin
     return value
 
 
-def _values(place: str, axis: str, values: object) -> tuple[Any, ...]:
+def _values(place: str, axis: str, values: object, makers: Sequence[Callable[..., Any]]) -> tuple[Any, ...]:
     if not isinstance(values, list) or not all(isinstance(each, int | float | str) for each in values):
         raise _error(place, f"axis `{axis}`", expected="a list of numbers or of words", got=repr(values)[:80])
-    return tuple(values)
+    owner = next((maker for maker in makers if axis in inspect.signature(maker).parameters), None)
+    return tuple(values if owner is None else (as_declared(f"{place}, axis {axis}", owner, axis, v) for v in values))
 
 
 def _text(place: str, key: str, value: object) -> str:
     if not isinstance(value, str):
-        raise _error(place, f"`{key}`", expected="text", got=repr(value))
+        raise _error(place, f"`{key}`", expected="text", got=repr(value)[:80])
     return value
 
 

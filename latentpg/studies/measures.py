@@ -123,11 +123,17 @@ def pose(cell: Cell, target: Target, problem: Problem) -> Posed:
     if isinstance(target, GuideGradient):
         objective, stored = cell.build_objective()
         quantity = target.pose(problem, objective, stored)
-        reference = target.reference(problem, cell.line.estimator, cell.num_particles)
-        return Posed(quantity, reference, False, cell.num_particles or 1, lambda: None)
+        size = getattr(stored or objective, "num_particles", None)  # its own, whether it came from an axis or not
+        keeps = expectation_of(cell.line.estimator, role="objective").retains_recorded
+        reference = None
+        if not (keeps and problem.redraw is None):
+            reference = target.reference(problem, cell.line.estimator, size)
+        return Posed(quantity, reference, False, size or 1, lambda: None)
     claim = expectation_of(cell.line.estimator, kind_of(target))
     plain = cell.build()
-    keeps = claim.retains_recorded
+    keeps = claim.retains_recorded or bool(getattr(plain, "retain", False))
+    if not keeps:  # a chain would begin at the one latent that happens to be recorded
+        problem = replace(problem, latents=None)
     estimator = RedrawnLatent(plain, problem.redraw) if keeps and problem.redraw is not None else plain
     comparable = problem.exact is not None and not (keeps and problem.redraw is None)
     reference = target.pose(problem, problem.exact) if comparable and problem.exact is not None else None

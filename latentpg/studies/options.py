@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from latentpg.errors import OptionError
+from latentpg.studies.declared import check_cells
 from latentpg.studies.files import make_study
 from latentpg.studies.spec import Study
 from latentpg.studies.workers import Backend
@@ -33,8 +34,7 @@ def options_of(study: Study) -> type:
     ]
     parts += [_part(name, kind, getattr(study, name), text) for name, kind, text in _OWN]
     for axis, values in study.axes.items():
-        kind = str if any(isinstance(value, str) for value in values) else type(values[0])
-        kind = float if any(isinstance(value, float) for value in values) else kind
+        kind = type(values[0])  # which files make the same for all of an axis
         text = "The grid of K." if axis == "num_particles" else f"Values on the axis {axis}."
         parts.append(_part(axis, tuple[kind, ...], values, text))  # type: ignore[valid-type]
     for name, value in _scalars(study).items():
@@ -47,7 +47,9 @@ def resolve(study: Study, options: Any) -> Study:  # noqa: ANN401 (an instance o
     changes = {name: getattr(options, name) for name, _, _ in _OWN}
     axes = {axis: tuple(getattr(options, axis)) for axis in study.axes}
     source = replace(study.source, **{name: getattr(options, name) for name in _scalars(study)})  # type: ignore[type-var]
-    return replace(study, axes=axes, source=source, **changes)
+    resolved = replace(study, axes=axes, source=source, **changes)
+    check_cells(resolved)
+    return resolved
 
 
 def command_of(study: Study, named: str) -> str:
@@ -72,13 +74,13 @@ def command_of(study: Study, named: str) -> str:
 
 
 def check_owner_names(study: Study) -> None:
-    """Refuse a study whose source has a field that is an option of the command already."""
+    """Refuse a study whose source or axes have a name that is an option of the command already."""
     taken = {"out", "resume", "num_workers", "backend", *(name for name, _, _ in _OWN)}
-    clash = sorted(taken & set(_scalars(study)))
+    clash = sorted(taken & {*study.axes, *_scalars(study)})
     if clash:
         raise OptionError(
             "latentpg study",
-            f"the source's field `{clash[0]}` is an option already",
+            f"the field or axis `{clash[0]}` is an option already",
             expected="another name",
             got=clash[0],
         )

@@ -162,6 +162,15 @@ class Study:
             raise OptionError("Study()", "`targets`", expected="one or more", got="none", fix=f"one of {list(TARGETS)}")
         for line in self.lines:
             line.known_options()
+            twice = sorted(set(line.options) & set(self.axes))
+            if twice:
+                raise OptionError(
+                    "Study()",
+                    f"line `{line.label}`: `{twice[0]}` is an axis too",
+                    expected="an option of the line or an axis, not both",
+                    got=repr(line.options[twice[0]]),
+                    fix=f"leave `{twice[0]}` out of the line",
+                )
         for axis, values in self.axes.items():
             _check_distinct(f"axis {axis}", list(values))
             if axis != PARTICLES:  # which estimators without particles have no use for

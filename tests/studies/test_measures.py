@@ -1,6 +1,7 @@
 """What a cell measures, on a problem small enough to know the answers."""
 
 import itertools
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -201,3 +202,12 @@ def test_gradients_are_of_the_mean_over_rows(problem: Problem) -> None:
     torch.testing.assert_close(mean, exact_gradient(problem))
     with seeded(0):
         assert gradient(problem, PosteriorIS(2, Prior())).shape == exact_gradient(problem).shape
+
+
+def test_an_estimator_that_does_not_keep_the_recorded_latent_is_not_shown_it(problem: Problem) -> None:
+    """A chain that began at the one latent on record would measure that record's luck."""
+    assert problem.latents is not None
+    line = Line("markovian-is", "guide", {"num_sweeps": 0})
+    other = replace(problem, latents={"z": (problem.latents["z"] + 1) % 3})
+    one, two = (measure(each, cell_at(line, 2), num_replicates=20) for each in (problem, other))
+    assert one["mse"] == two["mse"]

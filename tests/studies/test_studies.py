@@ -211,6 +211,7 @@ def test_both_sets_of_split_is_have_k_particles() -> None:
         {"lines": (Line("elbo"), Line("elbo"))},
         {"lines": (Line("posterior-is", "prior"), Line("posterio-is"))},
         {"targets": {}},
+        {"lines": (Line("posterior-is", "prior", {"num_particles": 3}),)},
         {"axes": {"num_particle": (4,)}, "x": "num_particle"},
         {"x": "drift"},
     ],

@@ -4,19 +4,30 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 
 from latentpg.errors import OptionError
-from latentpg.estimators import ConditionalIS, Estimator, Exact, Guide, JointScore, PosteriorIS, Prior, Proposal
+from latentpg.estimators import (
+    ConditionalIS,
+    Estimate,
+    Estimator,
+    Exact,
+    Guide,
+    JointScore,
+    Particles,
+    PosteriorIS,
+    Prior,
+    Proposal,
+)
 from latentpg.numerics.rng import seeded
 from latentpg.oracles import TabularLatentPolicy
 from latentpg.oracles.enumeration import enumerate_draws
 from latentpg.oracles.replay import replay
-from latentpg.programs import Categorical, LatentPolicy, draw, model_parameters
+from latentpg.programs import Categorical, LatentPolicy, Latents, Observations, draw, model_parameters
 from latentpg.studies import Cell, Line, Problem
 from latentpg.studies.measures import measure_cell, once, pose
 from latentpg.studies.targets import (
@@ -69,7 +80,7 @@ def log_pi(policy: LatentPolicy, problem: Problem) -> Tensor:
 
 
 def theta_phi(policy: LatentPolicy) -> list[Tensor]:
-    """The tables whose entries a gradient is taken in, phi first."""
+    """Return the tables whose entries a gradient is taken in, phi first."""
     return [tables(policy).prior_logits, tables(policy).decoder_logits]
 
 
@@ -195,7 +206,7 @@ def test_theta_and_phi_are_parts_of_both(problem: Problem, kind: Callable[..., T
 
 
 @pytest.mark.parametrize("formula", ["k1", "k3"])
-def test_the_divergence_is_that_of_the_new_policy_from_the_old(formula: Any) -> None:
+def test_the_divergence_is_that_of_the_new_policy_from_the_old(formula: Literal["k1", "k3"]) -> None:
     """Weighted by the old policy's chances of its actions, rows of k1 and of k3 sum to KL(old || new)."""
     start = replace(SOURCE, num_rows=1).build(1)
     old = tables(start.policy).log_pi()[0].detach()
@@ -255,7 +266,7 @@ def test_posing_leaves_the_callers_random_stream_alone(problem: Problem) -> None
 def test_without_drift_every_ratio_is_one(problem: Problem, estimator: Estimator) -> None:
     torch.testing.assert_close(once(Ratio(0.0).pose(problem, estimator)), torch.ones(1, dtype=torch.float64))
     for formula in ("k1", "k2", "k3"):
-        found = once(KL(formula, 0.0).pose(problem, estimator))  # type: ignore[arg-type]
+        found = once(KL(formula, 0.0).pose(problem, estimator))
         torch.testing.assert_close(found, torch.zeros(1, dtype=torch.float64))
 
 
@@ -278,6 +289,34 @@ def _check_not_moved(problem: Problem, target: Target) -> None:
     assert (quantity.policy is problem.policy) is not hasattr(target, "drift")
     own = {id(parameter) for parameter in model_parameters(quantity.policy)}
     assert all(id(parameter) in own for parameter in quantity.parameters)
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Conditional importance sampling that notes which policies proposed and estimated."""
+
+    proposed: list[LatentPolicy]
+    estimated: list[LatentPolicy]
+
+    def propose(
+        self, policy: LatentPolicy, obs: Observations, action: Tensor, latents: Latents | None = None
+    ) -> Particles:
+        self.proposed.append(policy)
+        return ConditionalIS(2).propose(policy, obs, action, latents)
+
+    def estimate(self, policy: LatentPolicy, obs: Observations, action: Tensor, particles: Particles) -> Estimate:
+        self.estimated.append(policy)
+        return ConditionalIS(2).estimate(policy, obs, action, particles)
+
+
+@pytest.mark.parametrize("target", [Ratio(), RatioGradient(), KL(), PPOClip(), GRPO(group_size=3)], ids=repr)
+def test_both_policies_are_estimated_on_what_the_acting_one_proposed(problem: Problem, target: Target) -> None:
+    noted = Noted([], [])
+    quantity = target.pose(problem, noted)
+    once(quantity)
+    assert [policy is problem.policy for policy in noted.proposed] == [True]
+    assert [policy is problem.policy for policy in noted.estimated] == [True, False]
+    assert noted.estimated[1] is quantity.policy
 
 
 @dataclass(frozen=True, eq=False)
@@ -419,7 +458,7 @@ def test_settings_are_a_targets_fields() -> None:
 
 @pytest.mark.production
 def test_an_unknown_part_is_named(problem: Problem) -> None:
-    with pytest.raises(OptionError, match="(?s)both, theta or phi.*'psi'"):
+    with pytest.raises(OptionError, match=r"(?s)both, theta or phi.*'psi'"):
         Gradient("psi").pose(problem, Exact())  # type: ignore[arg-type]
 
 
@@ -437,7 +476,7 @@ def test_a_policy_without_phi_has_no_gradient_in_it(problem: Problem) -> None:
 
 @pytest.mark.parametrize("size", [1, 10])
 def test_a_group_size_that_the_rows_cannot_fill_is_refused(problem: Problem, size: int) -> None:
-    with pytest.raises(OptionError, match="(?s)group_size.*number of rows, 9"):
+    with pytest.raises(OptionError, match=r"(?s)group_size.*number of rows, 9"):
         GRPO(group_size=size).pose(problem, Exact())
 
 
