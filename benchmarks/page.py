@@ -21,6 +21,7 @@ TITLES = {
     "replicates": "Many replicates of a gradient",
     "memory": "Memory",
     "acting": "Acting",
+    "studies": "Studies in parallel processes",
 }
 """A section for each file of results, in this order."""
 
