@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from latentpg.errors import OptionError, did_you_mean
@@ -27,8 +27,9 @@ from latentpg.estimators.guides import Wake
 from latentpg.numerics.rng import seeded
 from latentpg.policies.common import check_action_given
 from latentpg.policies.networks import MLP
-from latentpg.programs import Categorical, LatentPolicy, Latents, draw, log_joint, num_rows, support
-from latentpg.studies.problem import Problem, Redraw
+from latentpg.programs import Categorical
+from latentpg.studies.problem import Problem
+from latentpg.studies.references import EnumeratedPosterior
 from latentpg.studies.seeds import stream_seed
 from latentpg.studies.training import Rows, fit
 
@@ -169,20 +170,6 @@ def _guide_distance(policy: MixtureModel, points: Tensor, log_weight: Tensor) ->
         return (policy.guide_net(points.unsqueeze(-1)).softmax(-1) - posterior).norm(dim=-1).mean()
 
 
-def redraw_by_enumeration(policy: LatentPolicy, rows: Rows) -> Redraw:
-    """Return a function that draws ``[B, ...]`` from the exact posterior p(z | s, a) over discrete sites."""
-
-    def redraw() -> Latents:
-        obs, action = rows
-        with torch.no_grad():
-            points = support(policy, obs)
-            chosen: Int[Tensor, " B"] = draw("posterior", Categorical(log_joint(policy, obs, action, points).T))
-        index = torch.arange(num_rows(obs), device=chosen.device)
-        return {name: value[chosen, index] for name, value in points.items()}
-
-    return redraw
-
-
 @dataclass(frozen=True)
 class GaussianMixtureData:
     """Points of the true mixture, and a :class:`MixtureModel` at its start or after ``num_steps`` of exact training.
@@ -221,7 +208,8 @@ class GaussianMixtureData:
             with seeded(stream_seed(seed, "training")):
                 self._train(policy)
         facts: Mapping[str, float | int | str] = mixture_metrics(policy, action)
-        redraw = redraw_by_enumeration(policy, (obs, action))
+        with seeded(stream_seed(seed, "posterior")):  # listing the support runs the program once
+            redraw = EnumeratedPosterior.of(policy, obs, action)
         return Problem(policy, obs, action, facts=facts, exact=Exact(), redraw=redraw)
 
     def _train(self, policy: MixtureModel) -> None:

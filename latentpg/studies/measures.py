@@ -187,8 +187,8 @@ def _checked(reference: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
             "the exact gradient vanishes, so that no error can be a share of it",
             expected=f"a length above {rounding:.0e}",
             got=f"{length:.3g}",
-            likely="a policy with one action only",
-            fix="another environment, or more rows",
+            likely="a policy with one action only, or a guide that is where its objective wants it already",
+            fix="another source, or a guide of another quality",
         )
     return reference.double()
 

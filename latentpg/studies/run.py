@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, cast
 
@@ -51,10 +51,6 @@ class StudyResult:
         """Return the length of a cell's reference, or NaN where there is none."""
         found = self.interval(cell, "reference_norm")
         return math.nan if found is None else found.value
-
-    def of(self, cell: Cell) -> dict[str, Measured]:
-        """Return everything measured in one cell, by measure."""
-        return {m.measure: m for m in self.measured if m.cell == cell}
 
     @property
     def lines(self) -> list[Line]:
@@ -162,7 +158,7 @@ def _problem(source: Source, seed: int) -> Problem:
 
 @lru_cache(maxsize=4)
 def _built(source: Hashable, seed: int) -> Problem:
-    return cast(Source, source).build(seed)
+    return replace(cast(Source, source).build(seed), seed=seed)  # here, so that no source can forget it
 
 
 def _reason(error: LatentPGError) -> str:

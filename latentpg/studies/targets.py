@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -224,7 +224,7 @@ class EntropyGradient:
     r"""The gradient :math:`-\frac1B\sum_b\log\pi(a_b|s_b)\nabla\log\pi(a_b|s_b)` of an entropy bonus on the rows.
 
     The estimator brings the gradient; the value comes from ``value_particles`` independent ones of the guide, or from
-    the same particles if that is 0, which is the common mistake (DESIGN's entropy paragraph gives its size on toys).
+    the same particles if that is 0, which is the common mistake: value and gradient are then no longer independent.
     """
 
     value_particles: int = 32
@@ -308,8 +308,3 @@ def part_of(policy: LatentPolicy, part: Part) -> Sequence[nn.Parameter]:
     if not chosen:
         raise OptionError("target", f"the policy has no {part}", expected="parameters to differentiate in", got="none")
     return chosen
-
-
-def settings_of(target: Target) -> Mapping[str, Any]:
-    """Read a target's configuration off its fields."""
-    return dict(vars(target))

@@ -22,12 +22,12 @@ from latentpg.studies.gaussian_mixture import (
     guide_distance,
     guide_distance_to_model,
     mixture_metrics,
-    redraw_by_enumeration,
     start_logits,
     true_weights,
     weight_distance,
 )
 from latentpg.studies.problem import Source
+from latentpg.studies.references import EnumeratedPosterior
 from latentpg.studies.training import fit
 
 
@@ -98,7 +98,7 @@ def test_redrawn_latents_follow_the_posterior_exactly() -> None:
     obs, action = as_double([3.0, 14.0, 31.0])
 
     def program(row: Tensor) -> Tensor:
-        return redraw_by_enumeration(policy, (obs[row], action[row]))()["z"]
+        return EnumeratedPosterior.of(policy, obs[row], action[row])()["z"]
 
     every = enumerate_draws(program, num_rows=3)
     law = every.expectation(torch.nn.functional.one_hot(every.result, 4).double())

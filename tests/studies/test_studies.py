@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import time
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -38,8 +39,9 @@ from latentpg.studies import (
     write_outputs,
 )
 from latentpg.studies.expectations import EXPECTATIONS, Kind
-from latentpg.studies.figures import PLOTS
+from latentpg.studies.plots import PLOTS
 from latentpg.studies.tables import _chance_of_misses, bias_slope, curve
+from latentpg.studies.toys import RandomToys
 from latentpg.studies.transitions import MixtureTransitions
 from tests.studies.toys import ToySource, cell, toy_study
 
@@ -174,6 +176,12 @@ def test_a_cell_does_not_depend_on_the_cells_beside_it() -> None:
     among = run(toy_study())
     place = cell(Line("posterior-is", "prior"), 4)
     assert alone.interval(place, "mse") == among.interval(place, "mse")
+
+
+def test_what_a_target_draws_once_hangs_on_the_studys_seed() -> None:
+    """A source that says nothing of the seed, as the random toys do, is given it all the same."""
+    study = replace(toy_study(), source=RandomToys(num_rows=4), seed=7)
+    assert build_problem(study).seed == 7
 
 
 def test_threads_are_left_as_they_were() -> None:
@@ -329,6 +337,10 @@ def test_plain_progress_is_a_few_lines() -> None:
 
 def test_progress_on_a_terminal_is_a_bar_with_the_time_left() -> None:
     console = Console(force_terminal=True, width=100, record=True)
+    shown = ""
     with progress(3, console=console) as advance:
         for number in range(3):
             advance(f"cell {number}")
+            time.sleep(0.12)  # longer than the bar waits before it is drawn again
+            shown += console.export_text(clear=False)
+    assert "/3" in shown and "left" in shown and "cell 0" in shown

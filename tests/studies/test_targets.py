@@ -46,7 +46,6 @@ from latentpg.studies.targets import (
     log_ratio,
     moved,
     rewards,
-    settings_of,
 )
 from latentpg.studies.toys import RandomToys
 
@@ -450,10 +449,6 @@ def test_evaluations_count_each_pass_over_the_particles(problem: Problem, target
     group = replace(target, group_size=3) if isinstance(target, GRPO) else target
     posed = pose(Cell(Line("conditional-is", "prior"), settings=(("num_particles", 6),)), group, problem)
     assert posed.per_row == expected
-
-
-def test_settings_are_a_targets_fields() -> None:
-    assert settings_of(KL("k2", 0.3)) == {"formula": "k2", "drift": 0.3}
 
 
 @pytest.mark.production
