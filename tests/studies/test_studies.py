@@ -39,9 +39,9 @@ from latentpg.studies import (
     write_outputs,
 )
 from latentpg.studies.expectations import EXPECTATIONS, Kind
+from latentpg.studies.gaussian_mixture import GaussianMixtureData
 from latentpg.studies.plots import PLOTS
 from latentpg.studies.tables import _chance_of_misses, bias_slope, curve
-from latentpg.studies.toys import RandomToys
 from latentpg.studies.transitions import MixtureTransitions
 from tests.studies.toys import ToySource, cell, toy_study
 
@@ -179,8 +179,8 @@ def test_a_cell_does_not_depend_on_the_cells_beside_it() -> None:
 
 
 def test_what_a_target_draws_once_hangs_on_the_studys_seed() -> None:
-    """A source that says nothing of the seed, as the random toys do, is given it all the same."""
-    study = replace(toy_study(), source=RandomToys(num_rows=4), seed=7)
+    """A source that says nothing of the seed, as the mixture data do, is given it all the same."""
+    study = replace(toy_study(), source=GaussianMixtureData(num_rows=4), seed=7)
     assert build_problem(study).seed == 7
 
 
