@@ -65,6 +65,10 @@ bench: $(VENV)/.test ## Benchmarks: ratios within one run, on one thread
 	$(STEADY_HEAP) $(PYTEST) benchmarks
 	$(BIN)/python -m benchmarks.page
 
+.PHONY: gallery
+gallery: $(VENV)/.test ## Run every named study and write docs/gallery, its page and the numbers of docs/choosing.md
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m benchmarks.gallery
+
 .PHONY: format
 format: $(VENV)/.test ## Mend what lint can mend
 	$(BIN)/ruff check --fix .

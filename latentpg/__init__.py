@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# registers our environments with Gymnasium, by name alone: none is imported before it is made
+importlib.import_module("latentpg.envs")
+
 _HOMES = {
     "latentpg.estimators": [
         "ELBO",

@@ -152,7 +152,7 @@ def _run_study(name: str, study: Study, options: Any) -> int:  # noqa: ANN401 (t
     else:
         folder = create_run_folder(study.name, config=config, command=command, seed=study.seed, out=options.out)
     store = CellStore(folder.path, fingerprint_of(config))
-    missing = {cell.key for cell in study.cells()} - store.finished()
+    missing = set(study.jobs()) - store.finished()
     with progress(len(missing), console=Console(stderr=True)) as advance:
 
         def execute(keys: Sequence[str], work: Callable[[str], Rows]) -> Mapping[str, Rows]:

@@ -34,6 +34,7 @@ from latentpg.estimators import (
     Particles,
     PosteriorIS,
     Prior,
+    Proposal,
     Quadrature,
     Reparameterized,
     SplitIS,
@@ -51,7 +52,7 @@ from latentpg.estimators.guides import (
     Wake,
 )
 from latentpg.policies import GaussianPolicy, MixturePolicy
-from latentpg.programs import act, log_joint, support
+from latentpg.programs import Span, act, draw_guide, log_joint, support
 
 pytestmark = pytest.mark.production
 
@@ -136,6 +137,25 @@ def test_observation_of_the_wrong_width(discrete: MixturePolicy) -> None:
     with pytest.raises(ShapeError) as caught:
         act(discrete, torch.zeros(B, 4))
     assert_teaches(caught.value, "[B, S=3]", "[5, 4]")
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        torch.ones(B, 1, dtype=torch.bool),
+        torch.ones(B, 4, dtype=torch.bool),
+        torch.ones(B, 2, 1, dtype=torch.bool),
+        torch.ones(B, 2),
+    ],
+    ids=lambda mask: f"{list(mask.shape)} {mask.dtype}",
+)
+def test_mask_that_is_not_one_truth_a_step(discrete: MixturePolicy, mask: Tensor) -> None:
+    """One of [B, 1] would broadcast: the guide's mean over two steps would be their sum."""
+    span, action = Span(torch.zeros(B, 2, 3), mask), torch.zeros(B, 2, dtype=torch.int64)
+    for run in (lambda: act(discrete, span), lambda: draw_guide(discrete, span, action, num_particles=2)):
+        with pytest.raises(ShapeError) as caught:
+            run()
+        assert_teaches(caught.value, "`obs.mask`", f"[{B}, 2], torch.bool", f"{list(mask.shape)}, {mask.dtype}")
 
 
 def test_event_dimension_that_was_not_summed_in_the_decoder(obs: Tensor) -> None:
@@ -285,6 +305,28 @@ def test_action_outside_the_support(discrete: MixturePolicy, obs: Tensor, value:
         assert_teaches(caught.value, "row 2", "policy coordinates")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bool])
+def test_action_of_a_type_that_counts_nothing(discrete: MixturePolicy, obs: Tensor, dtype: torch.dtype) -> None:
+    action = torch.tensor([0, 1, 0, 1, 0]).to(dtype)
+    for estimator in (Exact(), PosteriorIS(K, Prior())):
+        with pytest.raises(SupportError) as caught:
+            estimator.estimate(discrete, obs, action, estimator.propose(discrete, obs, action))
+        assert_teaches(caught.value, "torch.int64", str(dtype), "value.long()")
+
+
+def test_action_of_a_smaller_integer_type(discrete: MixturePolicy, obs: Tensor) -> None:
+    action = torch.tensor([0, 1, 2, 1, 0])
+    found = [log_joint(discrete, obs, action.to(dtype), support(discrete, obs)) for dtype in (torch.int64, torch.uint8)]
+    assert torch.equal(*found)
+
+
+def test_float_actions_of_a_vector_of_categories(obs: Tensor) -> None:
+    policy = MixturePolicy(OBS_SPACE, spaces.MultiDiscrete([2, 3]), hidden=(8,))
+    with pytest.raises(SupportError) as caught:
+        log_joint(policy, obs, torch.zeros(B, 2), support(policy, obs))
+    assert_teaches(caught.value, "torch.int64", "torch.float32")
+
+
 def test_action_that_is_not_a_number(gaussian: GaussianPolicy, obs: Tensor) -> None:
     action = torch.zeros(B, 2)
     action[4, 1] = torch.nan
@@ -410,6 +452,40 @@ def test_pathwise_estimator_through_a_categorical(discrete: MixturePolicy, obs: 
 
 
 # ------------------------------------------------------------------------------------------------- recorded latents
+
+
+@pytest.mark.parametrize("value", [-1, 9])
+@pytest.mark.parametrize("proposal", [Prior(), Guide(), Mixture()], ids=repr)
+def test_recorded_category_that_the_policy_does_not_have(
+    discrete: MixturePolicy, obs: Tensor, proposal: Proposal, value: int
+) -> None:
+    action, recorded = torch.zeros(B, dtype=torch.int64), torch.tensor([0, 1, value, 2, value])
+    with pytest.raises(SupportError) as caught:
+        ConditionalIS(K, proposal).propose(discrete, obs, action, {"z": recorded})
+    assert_teaches(caught.value, "latent `z`", f"{value} in row 2 (2 such rows)", "act(policy, obs).latents")
+    with pytest.raises(SupportError):
+        Recorded().loss(discrete, obs, action, latents={"z": recorded})
+
+
+def test_recorded_category_outside_a_vector_of_strangers_sites(obs: Tensor) -> None:
+    """Rows are counted past the particles, and a scalar site is a vector's for Pyro's ``to_event``."""
+
+    def model(obs: Tensor, action: Tensor | None = None) -> None:
+        z = pyro.sample("z", dist.Categorical(logits=torch.zeros(B, 2, 3)).to_event(1))
+        pyro.sample("action", dist.Normal(z.sum(-1).to(obs.dtype), 1.0), obs=action)
+
+    latents = torch.zeros(K, B, 2, dtype=torch.int64)
+    latents[3, 1, 0], latents[0, 4, 1] = 3, 5
+    with pytest.raises(SupportError) as caught:
+        log_joint(Programs(model, gaussian_guide), obs, torch.zeros(B), {"z": latents})
+    assert_teaches(caught.value, "latent `z`", "[3, 0] in row 1 (2 such rows)")
+
+
+def test_recorded_category_kept_as_a_float(discrete: MixturePolicy, obs: Tensor) -> None:
+    action = torch.zeros(B, dtype=torch.int64)
+    with pytest.raises(SupportError) as caught:
+        ConditionalIS(K).propose(discrete, obs, action, {"z": torch.zeros(B)})
+    assert_teaches(caught.value, "torch.int64", "torch.float32")
 
 
 @pytest.mark.parametrize("estimator", [JointScore(), ConditionalIS(K), Reparameterized(K, retain=True)])

@@ -63,7 +63,7 @@ def test_list_names_everything(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     [
         (["stduy", "quickstart"], "did you mean study?"),
         (["--verson"], "did you mean --version?"),
-        (["study"], "quickstart, ratio, snr, or a file FILE.toml"),
+        (["study"], "score-climbing, snr, span, or a file FILE.toml"),
         (["study", "--seed", "1", "quickstart"], "the study's name comes first"),
         (["study", "quikstart"], "did you mean quickstart?"),
         (["study", "quikstart", "--help"], "did you mean quickstart?"),

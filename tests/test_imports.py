@@ -39,6 +39,14 @@ STRANGERS = (
     ("latentpg.estimators", "latentpg.policies"),
     ("latentpg.policies", "latentpg.numerics.surrogates"),
     ("latentpg.numerics.surrogates", "latentpg.policies"),
+    *(
+        pair
+        for part in ("ratios", "group_advantages", "baselines", "aggregation", "penalties", "controllers", "targets")
+        for pair in (
+            ("latentpg.estimators", f"latentpg.numerics.{part}"),
+            ("latentpg.policies", f"latentpg.numerics.{part}"),
+        )
+    ),
 )
 
 # Who may touch Pyro's handlers and inference: the room that runs programs, and the two adapters to Pyro's own world.
@@ -227,7 +235,7 @@ def test_import_is_quick_and_takes_in_nothing_heavy() -> None:
     """At most 0.3 s beyond torch and Pyro: seconds of this process's own work, which busy neighbours do not stretch."""
     told = [import_in_a_fresh_process() for _ in range(6)][1:]  # the first run may have to write bytecode
     added = {name.split(".")[0] for _, names in told for name in names}
-    heavy = added & {"matplotlib", "gymnasium", "tyro", "rich", "joblib", "scipy", "pandas"}
+    heavy = added & {"matplotlib", "tyro", "rich", "joblib", "scipy", "pandas", "pyarrow"}
     assert not heavy, f"import latentpg imports {sorted(heavy)}; import them where they are used"
     seconds = statistics.median(seconds for seconds, _ in told)
     assert seconds <= 0.3, f"import latentpg takes {seconds:.2f} s beyond torch and Pyro"

@@ -4,6 +4,7 @@ Guide objectives are in :mod:`latentpg.estimators.guides`.
 """
 
 from latentpg.estimators.base import Estimate, Estimator, Particles
+from latentpg.estimators.closed_form import ClosedForm
 from latentpg.estimators.compiled import Compiled
 from latentpg.estimators.divergence import exact_entropy, exact_kl, joint_kl, marginal_table
 from latentpg.estimators.entropy import Entropy, entropy_surrogate
@@ -36,6 +37,7 @@ __all__ = [
     "ESTIMATORS",
     "GUIDE_OBJECTIVES",
     "PROPOSALS",
+    "ClosedForm",
     "Compiled",
     "ConditionalIS",
     "Entropy",

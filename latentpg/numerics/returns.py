@@ -18,7 +18,7 @@ credit of step ``t``                  function                                  
 The second has, as a rule, less variance than the first.
 
 ``done`` ends the sum for a terminated and for a truncated episode alike. What a truncated episode would still have
-earned is lost, so its returns are those of the time-limited task.
+earned is lost, so its returns are those of the time-limited task. :mod:`latentpg.numerics.targets` tells the two apart.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from latentpg.errors import OptionError, ShapeError
+from latentpg.numerics._checks import fraction, mask_of, time_major
 
 
 def reward_to_go(
-    reward: Float[Tensor, "T N"], *, discount: float, done: Bool[Tensor, "T N"] | None = None
+    reward: Float[Tensor, "T N"], *, discount: float | int, done: Bool[Tensor, "T N"] | None = None
 ) -> Float[Tensor, "T N"]:
     r"""Return the reward-to-go :math:`G_t = \sum_{k \ge t} \gamma^{k-t} r_k` of every step.
 
@@ -62,7 +62,7 @@ def reward_to_go(
 
 
 def discounted_reward_to_go(
-    reward: Float[Tensor, "T N"], *, discount: float, done: Bool[Tensor, "T N"] | None = None
+    reward: Float[Tensor, "T N"], *, discount: float | int, done: Bool[Tensor, "T N"] | None = None
 ) -> Float[Tensor, "T N"]:
     r"""Return :math:`\gamma^t G_t = \sum_{k \ge t} \gamma^k r_k`, with ``t`` counted from the start of the episode.
 
@@ -80,7 +80,7 @@ def discounted_reward_to_go(
 
 
 def discounted_return(
-    reward: Float[Tensor, "T N"], *, discount: float, done: Bool[Tensor, "T N"] | None = None
+    reward: Float[Tensor, "T N"], *, discount: float | int, done: Bool[Tensor, "T N"] | None = None
 ) -> Float[Tensor, " N"]:
     r"""Return :math:`R = \sum_t \gamma^t r_t` of the episode that starts each column.
 
@@ -96,7 +96,7 @@ def discounted_return(
 
 
 def discount_factors(
-    done: Bool[Tensor, "T N"], *, discount: float, dtype: torch.dtype | None = None
+    done: Bool[Tensor, "T N"], *, discount: float | int, dtype: torch.dtype | None = None
 ) -> Float[Tensor, "T N"]:
     r"""Return :math:`\gamma^t` for every step, ``t`` counted from the start of the step's own episode.
 
@@ -114,25 +114,8 @@ def discount_factors(
     return result
 
 
-def _check(where: str, reward: Tensor, done: Tensor | None, discount: float) -> None:
-    if reward.ndim != 2 or reward.shape[0] == 0:
-        raise ShapeError(
-            where,
-            "`reward`",
-            expected="[T, N] with T >= 1: time first, environments second",
-            got=str(list(reward.shape)),
-            fix="for one episode: reward.unsqueeze(-1)" if reward.ndim == 1 else None,
-        )
-    if done is not None and done.shape != reward.shape:
-        raise ShapeError(
-            where,
-            "`done`",
-            expected=f"[T={reward.shape[0]}, N={reward.shape[1]}], the shape of `reward`",
-            got=str(list(done.shape)),
-        )
-    if done is not None and done.dtype != torch.bool:
-        raise ShapeError(
-            where, "`done` is not a mask", expected="dtype torch.bool", got=str(done.dtype), fix="done.bool()"
-        )
-    if not 0.0 <= discount <= 1.0:
-        raise OptionError(where, "`discount`", expected="a number in [0, 1]", got=repr(discount))
+def _check(where: str, reward: Tensor, done: Tensor | None, discount: float | int) -> None:
+    time_major(where, "reward", reward)
+    if done is not None:
+        mask_of(where, "reward", reward, "done", done)
+    fraction(where, "discount", discount)

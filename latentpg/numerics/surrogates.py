@@ -1,30 +1,25 @@
-r"""Surrogates: scalars per row whose gradient is used as the policy gradient, and the ratios they are made of.
+r"""Surrogates: scalars per row whose gradient is used as the policy gradient.
 
-Every surrogate takes two tensors of exactly the same shape (``[B]`` rows or ``[T, N]`` steps; the annotations write it
-``*B``) and returns **rows to maximise** of that shape; the learner takes the mean. Advantages are constants here: they
-are detached, so that a critic never learns through a surrogate. Shapes must be equal, because ``[B, 1]`` times ``[B]``
-would silently be ``[B, B]``.
+Every surrogate takes tensors of exactly the same shape (``[B]`` rows or ``[T, N]`` steps; the annotations write it
+``*B``) and returns **rows to maximise** of that shape; the learner takes the mean, or aggregates steps by
+:mod:`latentpg.numerics.aggregation`. Advantages are constants here: they are detached, so that a critic never learns
+through a surrogate. Shapes must be equal, because ``[B, 1]`` times ``[B]`` would silently be ``[B, B]``.
 
-The off-policy helpers turn log ratios ``[T, N]``, one episode a column,
-:math:`\ell_t = \log\pi_{new}(a_t|s_t) - \log\pi_{old}(a_t|s_t)`, into the ratio a reward or step is weighted with.
-Steps behind the end of an episode are switched off by ``mask``. Samples come from the old policy, which must give mass
-to every action that the new one takes.
+The ratios come from :mod:`latentpg.numerics.ratios`, which also says which ratio goes with which credit; the four of
+them can be imported from here too, since no off-policy surrogate is used without one.
 
-For sums over the steps of an episode that the old policy sampled: is the expected gradient
-:math:`\nabla J(\pi_{new})` at *any* new policy, with :math:`J = E[\sum_t\gamma^t r_t]`?
+========================================  ==============================  ==========================================
+surrogate                                 where new = old                 elsewhere
+========================================  ==============================  ==========================================
+:func:`reinforce`                         :math:`\nabla J`                not valid: the samples are off-policy
+:func:`importance_weighted`               :math:`\nabla J`                :math:`\nabla J` with the right ratio
+:func:`ppo_clip`, :func:`ppo_clip_dual`   :math:`\nabla J`                something else
+:func:`ppo_kl`                            :math:`\nabla J`                something else
+:func:`cispo`                             :math:`\nabla J`                something else
+========================================  ==============================  ==========================================
 
-=====================================================================================  =======================
-sum                                                                                    expected gradient
-=====================================================================================  =======================
-:math:`\rho_{0:T-1}\,R`, with :func:`trajectory_ratio` and the episode's return        :math:`\nabla J`
-:math:`\sum_t \rho_{0:t}\,\gamma^t r_t`, with :func:`per_decision_ratio`               :math:`\nabla J`
-:math:`\sum_t \rho_{0:t}\,\gamma^t Q^{new}(s_t,a_t)`, :math:`\rho_{0:t-1}` detached    :math:`\nabla J`
-the same with the raw reward-to-go :math:`G_t` for :math:`Q^{new}`                     **not** :math:`\nabla J`
-:math:`\sum_t \rho_t\,\gamma^t A^{old}(s_t,a_t)`, with :func:`step_ratio`              only where new = old
-=====================================================================================  =======================
-
-The second has, as a rule, less variance than the first. The fourth fails because :math:`G_t` is a sample of
-:math:`Q^{old}`: the old policy acted after step ``t``.
+The middle column presumes an advantage that is honest (total return, or reward-to-go with :math:`\gamma^t`, less any
+baseline of the state) and rows summed over the steps of an episode.
 """
 
 from __future__ import annotations
@@ -32,10 +27,25 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from latentpg.errors import OptionError, ShapeError
+from latentpg.errors import OptionError
+from latentpg.numerics._checks import not_negative, positive, same_shape
+from latentpg.numerics.ratios import per_decision_ratio, sequence_ratio, step_ratio, trajectory_ratio
+
+__all__ = [
+    "cispo",
+    "importance_weighted",
+    "per_decision_ratio",
+    "ppo_clip",
+    "ppo_clip_dual",
+    "ppo_kl",
+    "reinforce",
+    "sequence_ratio",
+    "step_ratio",
+    "trajectory_ratio",
+]
 
 
 def reinforce(log_prob: Float[Tensor, "*B"], advantage: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
@@ -53,7 +63,7 @@ def reinforce(log_prob: Float[Tensor, "*B"], advantage: Float[Tensor, "*B"]) -> 
     >>> log_prob.grad.tolist()
     [3.0, -1.0]
     """
-    _same_shape("reinforce()", "log_prob", log_prob, "advantage", advantage)
+    same_shape("reinforce()", "log_prob", log_prob, "advantage", advantage)
     return advantage.detach() * log_prob
 
 
@@ -62,111 +72,150 @@ def importance_weighted(ratio: Float[Tensor, "*B"], advantage: Float[Tensor, "*B
 
     Its gradient is :math:`\rho A\nabla\log\pi_{new}`; where new = old, that is :func:`reinforce`'s. Away from there the
     expected gradient is :math:`\nabla J(\pi_{new})` or not according to which ratio meets which credit: see the table
-    at the top of this module. With :func:`trajectory_ratio` and returns, or :func:`per_decision_ratio` and
-    :math:`\gamma^t r_t`, the value is unbiased for :math:`J(\pi_{new})` too.
+    at the top of :mod:`latentpg.numerics.ratios`. With :func:`~latentpg.numerics.ratios.trajectory_ratio` and returns,
+    or :func:`~latentpg.numerics.ratios.per_decision_ratio` and :math:`\gamma^t r_t`, the value is unbiased for
+    :math:`J(\pi_{new})` too.
 
     Source: D. Precup, R. S. Sutton and S. Singh, "Eligibility traces for off-policy policy evaluation", 2000.
 
     >>> importance_weighted(torch.tensor([0.5, 2.0]), torch.tensor([4.0, -1.0])).tolist()
     [2.0, -2.0]
     """
-    _same_shape("importance_weighted()", "ratio", ratio, "advantage", advantage)
+    same_shape("importance_weighted()", "ratio", ratio, "advantage", advantage)
     return ratio * advantage.detach()
 
 
-def ppo_clip(ratio: Float[Tensor, "*B"], advantage: Float[Tensor, "*B"], *, epsilon: float) -> Float[Tensor, "*B"]:
-    r"""Return PPO's clipped surrogate :math:`\min(\rho A,\ \mathrm{clip}(\rho, 1-\varepsilon, 1+\varepsilon)\,A)`.
+def ppo_clip(
+    ratio: Float[Tensor, "*B"],
+    advantage: Float[Tensor, "*B"],
+    *,
+    epsilon: float | int,
+    epsilon_high: float | int | None = None,
+) -> Float[Tensor, "*B"]:
+    r"""Return PPO's clipped surrogate.
+
+    .. math:: \min(\rho A,\ \mathrm{clip}(\rho, 1-\varepsilon, 1+\varepsilon_{high})\,A)
+
+    The clip is symmetric unless ``epsilon_high`` is named; a larger one ("clip-higher", 0.28 beside 0.2) leaves room
+    for actions of small probability to become likely, which keeps exploration alive.
 
     Where new = old its gradient is :func:`reinforce`'s, hence :math:`\nabla J` under the conditions given there.
     Anywhere else it is **not** :math:`\nabla J(\pi_{new})`: it weights with single-step ratios, keeps the old policy's
     advantages and state visits, and drops the gradient of rows that have already moved past the clip in their
     advantage's direction. It is nonlinear in the ratio, so that an unbiased noisy ratio gives a biased surrogate.
 
-    Source: J. Schulman et al., "Proximal policy optimization algorithms", 2017, Equation 7.
+    Source: J. Schulman et al., "Proximal policy optimization algorithms", 2017, Equation 7; the two bounds, Q. Yu et
+    al., "DAPO: an open-source LLM reinforcement learning system at scale", 2025, Equation 10.
 
     >>> ratio = torch.tensor([0.5, 1.5, 0.5, 1.5])
-    >>> [round(row, 4) for row in ppo_clip(ratio, torch.tensor([1.0, 1.0, -1.0, -1.0]), epsilon=0.2).tolist()]
+    >>> advantage = torch.tensor([1.0, 1.0, -1.0, -1.0])
+    >>> [round(row, 4) for row in ppo_clip(ratio, advantage, epsilon=0.2).tolist()]
     [0.5, 1.2, -0.8, -1.5]
+    >>> [round(row, 4) for row in ppo_clip(ratio, advantage, epsilon=0.2, epsilon_high=0.4).tolist()]
+    [0.5, 1.4, -0.8, -1.5]
     """
-    _same_shape("ppo_clip()", "ratio", ratio, "advantage", advantage)
-    if not (math.isfinite(epsilon) and epsilon > 0.0):
-        raise OptionError("ppo_clip()", "`epsilon`", expected="a positive number", got=repr(epsilon), fix="epsilon=0.2")
+    same_shape("ppo_clip()", "ratio", ratio, "advantage", advantage)
+    low, high = _clip_range("ppo_clip()", epsilon, epsilon_high)
     constant = advantage.detach()
-    clipped = torch.clamp(ratio, 1.0 - epsilon, 1.0 + epsilon)
-    return torch.minimum(ratio * constant, clipped * constant)
+    return torch.minimum(ratio * constant, torch.clamp(ratio, low, high) * constant)
 
 
-def step_ratio(log_ratio: Float[Tensor, "T N"], *, mask: Bool[Tensor, "T N"] | None = None) -> Float[Tensor, "T N"]:
-    r"""Return the ratio of each step alone, :math:`\rho_t = \exp \ell_t`, and 1 where masked.
+def ppo_clip_dual(
+    ratio: Float[Tensor, "*B"],
+    advantage: Float[Tensor, "*B"],
+    *,
+    epsilon: float | int,
+    epsilon_high: float | int | None = None,
+    dual: float | int = 3.0,
+) -> Float[Tensor, "*B"]:
+    r"""Return the dual-clipped surrogate: :func:`ppo_clip`, but never below :math:`cA` where :math:`A < 0`.
 
-    With the old policy's advantages the surrogate :math:`\sum_t\gamma^t\rho_t A^{old}_t` has gradient :math:`\nabla J`
-    where new = old, and not elsewhere: the states are still visited, and the future still valued, as under the old
-    policy.
+    .. math:: \max\big(\min(\rho A,\ \mathrm{clip}(\rho)A),\ cA\big)\ \text{ if } A<0, \qquad c = \mathtt{dual} > 1
 
-    Source: S. Kakade and J. Langford, "Approximately optimal approximate reinforcement learning", 2002.
+    Plain clipping leaves a row with :math:`A<0` unbounded as the ratio grows: one action that became much likelier and
+    proved bad dominates the batch. Here it is flat, with no gradient, beyond :math:`\rho = c`. Expected gradient as
+    :func:`ppo_clip`'s: :math:`\nabla J` where new = old, since :math:`c > 1`, and something else anywhere else.
 
-    >>> step_ratio(torch.tensor([[2.0], [3.0]]).log()).squeeze(1).tolist()
-    [2.0, 3.0]
+    Source: D. Ye et al., "Mastering complex control in MOBA games with deep reinforcement learning", 2020.
+
+    >>> ppo_clip_dual(torch.tensor([2.0, 5.0]), torch.tensor([-1.0, -1.0]), epsilon=0.2).tolist()
+    [-2.0, -3.0]
     """
-    return _masked("step_ratio()", log_ratio, mask).exp()
+    same_shape("ppo_clip_dual()", "ratio", ratio, "advantage", advantage)
+    low, high = _clip_range("ppo_clip_dual()", epsilon, epsilon_high)
+    if not (math.isfinite(dual) and dual > 1.0):
+        raise OptionError("ppo_clip_dual()", "`dual`", expected="a number above 1", got=repr(dual), fix="dual=3.0")
+    constant = advantage.detach()
+    clipped = torch.minimum(ratio * constant, torch.clamp(ratio, low, high) * constant)
+    return torch.where(constant < 0.0, torch.maximum(clipped, dual * constant), clipped)
 
 
-def per_decision_ratio(
-    log_ratio: Float[Tensor, "T N"], *, mask: Bool[Tensor, "T N"] | None = None
-) -> Float[Tensor, "T N"]:
-    r"""Return the cumulative ratio up to and including each step, :math:`\rho_{0:t} = \exp\sum_{k\le t}\ell_k`.
+def ppo_kl(
+    ratio: Float[Tensor, "*B"], advantage: Float[Tensor, "*B"], kl: Float[Tensor, "*B"], *, beta: float | int
+) -> Float[Tensor, "*B"]:
+    r"""Return PPO's penalised surrogate :math:`\rho A - \beta\,\mathrm{KL}(\pi_{old}\|\pi_{new})`.
 
-    It belongs to the *reward* of step ``t``: :math:`\sum_t\rho_{0:t}\gamma^t r_t` is unbiased for :math:`J(\pi_{new})`
-    and so is its gradient for :math:`\nabla J(\pi_{new})`. Multiplying it by the raw reward-to-go of step ``t`` is a
-    common mistake: later rewards then lack the ratios of their own steps. A masked step keeps the ratio of the last
-    acted one.
+    ``kl`` is differentiable and of the direction KL(old || new), as in the paper: in closed form, or by
+    :func:`~latentpg.numerics.divergences.kl_old_new`. ``beta`` stays what it is here; between rollouts
+    :class:`~latentpg.numerics.controllers.AdaptiveBeta` moves it.
 
-    Source: D. Precup, R. S. Sutton and S. Singh, "Eligibility traces for off-policy policy evaluation", 2000.
+    Where new = old the divergence is at its minimum 0, its gradient vanishes, and the expected gradient is
+    :math:`\nabla J` whatever ``beta``. Elsewhere it is that of :func:`importance_weighted` with single-step ratios,
+    itself not :math:`\nabla J(\pi_{new})`, less :math:`\beta\nabla\mathrm{KL}(\pi_{old}\|\pi_{new})` at the old
+    policy's state visits.
 
-    >>> [round(rho, 4) for rho in per_decision_ratio(torch.tensor([[2.0], [3.0]]).log()).squeeze(1).tolist()]
-    [2.0, 6.0]
+    Source: J. Schulman et al., "Proximal policy optimization algorithms", 2017, Equation 8.
+
+    >>> ppo_kl(torch.tensor([2.0]), torch.tensor([3.0]), torch.tensor([0.5]), beta=4).tolist()
+    [4.0]
     """
-    return _masked("per_decision_ratio()", log_ratio, mask).cumsum(0).exp()
+    same_shape("ppo_kl()", "ratio", ratio, "advantage", advantage)
+    same_shape("ppo_kl()", "ratio", ratio, "kl", kl)
+    not_negative("ppo_kl()", "beta", beta)
+    return ratio * advantage.detach() - beta * kl
 
 
-def trajectory_ratio(
-    log_ratio: Float[Tensor, "T N"], *, mask: Bool[Tensor, "T N"] | None = None
-) -> Float[Tensor, " N"]:
-    r"""Return the ratio of whole episodes, :math:`\rho_{0:T-1} = \exp\sum_t\ell_t`; the dynamics cancel.
+def cispo(
+    log_prob: Float[Tensor, "*B"],
+    ratio: Float[Tensor, "*B"],
+    advantage: Float[Tensor, "*B"],
+    *,
+    epsilon_high: float | int,
+    epsilon_low: float | int | None = None,
+) -> Float[Tensor, "*B"]:
+    r"""Return CISPO's surrogate: REINFORCE weighted with a clipped, constant ratio.
 
-    Its mean under the old policy is 1. Times the episode's return it is unbiased for :math:`J(\pi_{new})`, and so is
-    its gradient for :math:`\nabla J(\pi_{new})`; the variance grows exponentially with T as a rule.
+    .. math:: \mathrm{sg}[\mathrm{clip}(\rho, 1-\varepsilon_{low}, 1+\varepsilon_{high})]\,A\log\pi
 
-    >>> [round(rho, 4) for rho in trajectory_ratio(torch.tensor([[2.0], [3.0]]).log()).tolist()]
-    [6.0]
+    No row ever loses its gradient, where :func:`ppo_clip` drops those past the clip. The authors clip from above only,
+    which is the default here.
+
+    Where new = old, and wherever no ratio is clipped, the gradient is :func:`importance_weighted`'s; so the expected
+    gradient is :math:`\nabla J` where new = old and something else (single-step ratios, biased weights) elsewhere. Its
+    *value* means nothing. Without the stop-gradient the ratio's own gradient would add
+    :math:`A\log\pi\,\nabla\rho`, which has no meaning.
+
+    Source: MiniMax, "MiniMax-M1: scaling test-time compute efficiently with lightning attention", 2025, Equation 4.
+
+    >>> log_prob = torch.tensor([-1.0, -1.0], requires_grad=True)
+    >>> cispo(log_prob, torch.tensor([0.5, 9.0]), torch.ones(2), epsilon_high=2).sum().backward()
+    >>> log_prob.grad.tolist()
+    [0.5, 3.0]
     """
-    return _masked("trajectory_ratio()", log_ratio, mask).sum(0).exp()
+    where = "cispo()"
+    same_shape(where, "log_prob", log_prob, "ratio", ratio)
+    same_shape(where, "log_prob", log_prob, "advantage", advantage)
+    positive(where, "epsilon_high", epsilon_high, fix="epsilon_high=2.0")
+    if epsilon_low is not None:
+        positive(where, "epsilon_low", epsilon_low, fix="epsilon_low=None, for no bound below")
+    lowest = 0.0 if epsilon_low is None else 1.0 - epsilon_low
+    weight = torch.clamp(ratio.detach(), lowest, 1.0 + epsilon_high)
+    return weight * advantage.detach() * log_prob
 
 
-def _masked(where: str, log_ratio: Tensor, mask: Tensor | None) -> Tensor:
-    if log_ratio.ndim != 2:
-        raise ShapeError(
-            where,
-            "`log_ratio`",
-            expected="[T, N]: time first, one episode a column",
-            got=str(list(log_ratio.shape)),
-            fix="for one episode: log_ratio.unsqueeze(-1)" if log_ratio.ndim == 1 else None,
-        )
-    if mask is None:
-        return log_ratio
-    _same_shape(where, "log_ratio", log_ratio, "mask", mask)
-    return log_ratio.masked_fill(~mask, 0.0)
-
-
-def _same_shape(where: str, name: str, reference: Tensor, other_name: str, other: Tensor) -> None:
-    if other.shape == reference.shape:
-        return
-    trailing_one = other.shape[:-1] == reference.shape and other.shape[-1:] == (1,)
-    raise ShapeError(
-        where,
-        f"`{other_name}`",
-        expected=f"{list(reference.shape)}, the shape of `{name}`",
-        got=str(list(other.shape)),
-        likely="a trailing dimension of size one, which would broadcast" if trailing_one else None,
-        fix=f"{other_name}.squeeze(-1)" if trailing_one else None,
-    )
+def _clip_range(where: str, epsilon: float | int, epsilon_high: float | int | None) -> tuple[float, float]:
+    positive(where, "epsilon", epsilon, fix="epsilon=0.2")
+    if epsilon_high is None:
+        return 1.0 - epsilon, 1.0 + epsilon
+    positive(where, "epsilon_high", epsilon_high, fix="epsilon_high=0.28, or None for a symmetric clip")
+    return 1.0 - epsilon, 1.0 + epsilon_high

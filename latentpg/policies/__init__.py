@@ -3,6 +3,7 @@
 from latentpg.policies.foreign import ForeignPolicy, from_pyro
 from latentpg.policies.gaussian import GaussianPolicy
 from latentpg.policies.mixture import MixturePolicy
+from latentpg.policies.plain import PlainPolicy
 from latentpg.policies.spaces import decode_actions, encode_actions, encode_observations, observation_size
 from latentpg.policies.svi import svi_pair
 from latentpg.policies.two_level import TwoLevelPolicy
@@ -11,6 +12,7 @@ __all__ = [
     "ForeignPolicy",
     "GaussianPolicy",
     "MixturePolicy",
+    "PlainPolicy",
     "TwoLevelPolicy",
     "decode_actions",
     "encode_actions",

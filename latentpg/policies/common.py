@@ -4,6 +4,10 @@ Steps or spans. Every ready-made policy takes ``obs [B, S]`` with ``action [B, .
 :class:`~latentpg.programs.Span` rows with ``action [B, T, ...]``: the latent is then drawn at the row's first
 observation, the decoder runs on every step with that one latent, and the log-likelihood is summed over the steps in the
 mask.
+
+What a step outside the mask holds is never looked at: each is given its row's first step instead, which was executed
+and so is valid. A NaN that got as far as a network would poison the gradient of the whole batch, whatever is masked
+after.
 """
 
 from __future__ import annotations
@@ -56,6 +60,7 @@ class Trunk(nn.Module):
                 got=str(list(steps.shape)),
                 fix="encode_observations(space, obs) flattens what an environment returns; Span(obs, mask) holds steps",
             )
+        steps = fill_padding(obs, steps)
         if isinstance(self.encoder, nn.Identity):
             return steps
         return self._encode(steps.reshape(-1, self.in_features)).reshape(*steps.shape[:-1], -1)
@@ -94,7 +99,8 @@ class Decoder(nn.Module):
         if isinstance(obs, Span):
             latents = [z.unsqueeze(-2) if z.is_floating_point() else z.unsqueeze(-1) for z in latents]
             steps = self.head(self.network(features, latents))
-            return pyro.sample(ACTION, steps.mask(obs.mask).to_event(1), obs=action)
+            taken = None if action is None else fill_padding(obs, action)
+            return pyro.sample(ACTION, steps.mask(obs.mask).to_event(1), obs=taken)
         return pyro.sample(ACTION, self.head(self.network(features, latents)), obs=action)
 
 
@@ -124,7 +130,7 @@ class GuideTrunk(nn.Module):
                 likely="a trailing dimension of one" if squeeze else None,
                 fix="action.squeeze(-1)" if squeeze else "pass actions in policy coordinates",
             )
-        hidden = self.activation(self.steps(features.detach(), [self._embed(action)]))
+        hidden = self.activation(self.steps(features.detach(), [self._embed(fill_padding(obs, action))]))
         if isinstance(obs, Span):
             weight = obs.mask.to(hidden.dtype).unsqueeze(-1)
             hidden = (hidden * weight).sum(1) / weight.sum(1)
@@ -141,6 +147,19 @@ def check_sizes(where: str, **sizes: object) -> None:
 def first_step(obs: Observations, features: Tensor) -> Float[Tensor, "B F"]:
     """Features at which the latent is drawn: the row's own, or those of its first step."""
     return features[:, 0] if isinstance(obs, Span) else features
+
+
+def fill_padding(obs: Observations, values: Tensor) -> Tensor:
+    """Put the value of a row's first step into its steps outside the mask; values of other shapes are left alone.
+
+    >>> span = Span(torch.zeros(1, 3, 2), torch.tensor([[True, True, False]]))
+    >>> fill_padding(span, torch.tensor([[1.0, 2.0, torch.nan]]))
+    tensor([[1., 2., 1.]])
+    """
+    if not isinstance(obs, Span) or values.shape[:2] != obs.mask.shape:
+        return values
+    mask = obs.mask.reshape(*obs.mask.shape, *[1] * (values.ndim - 2))
+    return torch.where(mask, values, values[:, :1])
 
 
 def check_action_given(action: Tensor | None) -> Tensor:

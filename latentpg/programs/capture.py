@@ -24,7 +24,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution, Independent, constraints
 
 from latentpg.errors import ShapeError, SiteError, SupportError
 from latentpg.programs.draws import draw
@@ -35,6 +35,9 @@ ACTION = "action"
 
 LAST_GIVEN = "last given latent"
 """Where a run may stop: see :class:`Capture`."""
+
+_FIX_ACTION = "actions are in policy coordinates: integers counted from zero, finite floats"
+_FIX_LATENT = "pass what this policy drew, categories counted from zero, as `act(policy, obs).latents` has it"
 
 
 _first_row: ContextVar[int] = ContextVar("latentpg_first_row", default=0)
@@ -197,6 +200,11 @@ class Capture(Messenger):
                 got=str(list(value.shape)),
                 fix="pass latents as [K, B, ...] (recorded ones as [B, ...]) in the order of the rows",
             )
+        # A category out of range is an index error deep in torch, and on a GPU the end of the process; a number out of
+        # its bounds has a density of zero, which the weights tell of.
+        if _is_enumerable(fn) and is_concrete():
+            rows_dim = 0 if self.num_particles is None else 1
+            _check_support(self.program, f"latent `{name}`", fn, value, _FIX_LATENT, rows_dim=rows_dim)
 
     def _check_action(self, fn: Distribution, value: Tensor) -> None:
         expected = (self.rows, *fn.event_shape)
@@ -216,7 +224,7 @@ class Capture(Messenger):
                 else ("action.squeeze(-1)" if squeeze else "one action a row"),
             )
         if is_concrete():
-            _check_support(self.program, fn, value)
+            _check_support(self.program, f"`{ACTION}`", fn, value, _FIX_ACTION)
 
     def _batch_error(self, name: str, shape: tuple[int, ...], kind: str) -> ShapeError:
         full = self._full_shape()
@@ -246,19 +254,37 @@ def is_real(support: constraints.Constraint | None) -> bool:
     return getattr(support, "base_constraint", support) is constraints.real
 
 
-def _check_support(program: str, fn: Distribution, value: Tensor) -> None:
+def _is_enumerable(fn: Distribution) -> bool:
+    """Tell a distribution over finitely many values, alone or a vector of them."""
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return fn.has_enumerate_support
+
+
+def _surely_inside(support: constraints.Constraint, value: Tensor) -> bool:
+    """Tell by the value's sum or ends, which is quicker than to ask each entry, and may be unsure."""
+    if is_real(support):
+        return math.isfinite(float(value.detach().sum()))  # a finite sum has no NaN among its terms
+    lowest, highest = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
+    if isinstance(lowest, int) and isinstance(highest, int) and value.dtype == torch.int64 and value.numel():
+        low, high = value.aminmax()
+        return bool(low >= lowest) and bool(high <= highest)
+    return False
+
+
+def _check_support(program: str, what: str, fn: Distribution, value: Tensor, fix: str, *, rows_dim: int = 0) -> None:
     support = getattr(fn, "support", None)
-    if support is None or (is_real(support) and math.isfinite(float(value.detach().sum()))):
-        return  # a finite sum has no NaN among its terms, and is quicker to take than to ask each
+    if support is None or _surely_inside(support, value):
+        return
     inside = support.check(value)
     if bool(inside.all()):
         return
-    bad = (~inside).reshape(inside.shape[0], -1).any(-1).nonzero().flatten()
-    row = int(bad[0])
+    outside = (~inside).nonzero()
+    first, rows = outside[outside[:, rows_dim].argmin()], outside[:, rows_dim].unique()
     raise SupportError(
         f"{program}()",
-        f"`{ACTION}` outside its distribution's support",
+        f"{what} outside its distribution's support",
         expected=str(support),
-        got=f"{value[row].tolist()} in row {_first_row.get() + row} ({len(bad)} such rows)",
-        fix="actions are in policy coordinates: integers counted from zero, finite floats",
+        got=f"{value[tuple(first)].tolist()} in row {_first_row.get() + int(rows[0])} ({len(rows)} such rows)",
+        fix=fix,
     )

@@ -57,7 +57,7 @@ def _score(policy: LatentPolicy, obs: Observations, action: Tensor, latents: Lat
             fix="use the estimator without Compiled(...), or write the model without what the line above names",
         ) from error
     if inside is not None and not bool(inside):
-        score_in_one_piece(policy, obs, action, latents)  # raises, and names the row
+        score_in_one_piece(policy, obs, action, latents)  # raises, and names the row, unless it is padding only
     return log_joint
 
 

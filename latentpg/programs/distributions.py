@@ -17,9 +17,11 @@ from torch.distributions.kl import register_kl
 from torch.distributions.utils import lazy_property
 from torch.types import _size
 
-from latentpg.errors import ShapeError
+from latentpg.errors import ShapeError, SupportError
 
 _HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class DiagNormal(dist.TorchDistribution):
@@ -141,9 +143,18 @@ class Categorical(dist.Categorical):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Score categories ``value [...]``, broadcasting against the batch."""
+        if value.dtype not in _INTEGERS:
+            raise SupportError(
+                "Categorical.log_prob()",
+                "the value is no category",
+                expected="integers counted from zero, torch.int64",
+                got=str(value.dtype),
+                likely="an action or latent that went through a float tensor or a mask",
+                fix="value.long()",
+            )
         shape = torch.broadcast_shapes(value.shape, self.logits.shape[:-1])
         logits = self.logits.expand(*shape, self.logits.shape[-1])
-        return logits.gather(-1, value.expand(shape).unsqueeze(-1)).squeeze(-1)
+        return logits.gather(-1, value.long().expand(shape).unsqueeze(-1)).squeeze(-1)
 
 
 class MultiCategorical(dist.TorchDistribution):

@@ -83,7 +83,7 @@ def repeat_rows(values: Nested, num_particles: int) -> Nested:
     """
 
     def repeat(leaf: Tensor) -> Tensor:
-        return leaf.unsqueeze(0).expand(num_particles, *leaf.shape).reshape(-1, *leaf.shape[1:])
+        return leaf.unsqueeze(0).expand(num_particles, *leaf.shape).flatten(0, 1)  # also where a row is empty
 
     return _map(repeat, values)
 

@@ -283,8 +283,18 @@ def _call(policy: LatentPolicy, program: str, capture: Capture, obs: Observation
 
 
 def _check_first_steps(obs: Observations) -> None:
-    """Refuse a span without its first step, at which the latent is drawn."""
-    if not isinstance(obs, Span) or not is_concrete():
+    """Refuse a mask that is not one truth a step, and a span without its first step, at which the latent is drawn."""
+    if not isinstance(obs, Span):
+        return
+    if obs.mask.dtype != torch.bool or obs.mask.shape != obs.obs.shape[:2]:  # [B, 1] would broadcast without a word
+        raise ShapeError(
+            "programs",
+            "`obs.mask`",
+            expected=f"[B, T] = {list(obs.obs.shape[:2])}, torch.bool: one truth a step of `obs.obs`",
+            got=f"{list(obs.mask.shape)}, {obs.mask.dtype}",
+            fix="mask.bool() where only the type differs",
+        )
+    if not is_concrete():
         return
     empty = (~obs.mask[:, 0]).nonzero()
     if len(empty):

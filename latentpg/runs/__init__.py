@@ -3,7 +3,7 @@
 A folder that is never overwritten, files that are whole or absent, and a record of the circumstances.
 """
 
-from latentpg.runs.files import FORMAT_VERSION, publish, write_csv, write_json, write_toml
+from latentpg.runs.files import FORMAT_VERSION, publish, write_csv, write_json, write_parquet, write_toml
 from latentpg.runs.folder import RunFolder, create_run_folder, open_run_folder
 from latentpg.runs.record import describe_circumstances
 
@@ -16,5 +16,6 @@ __all__ = [
     "publish",
     "write_csv",
     "write_json",
+    "write_parquet",
     "write_toml",
 ]

@@ -7,6 +7,7 @@ that was killed, never meets half of one. Every file says which version of the f
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -51,13 +52,35 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Publish a table of one or more rows with equal columns; the last column is ``format_version``."""
-    if not rows or any(row.keys() != rows[0].keys() for row in rows):
-        raise StudyError("write_csv()", "rows", expected="one or more, with equal columns", got=f"{len(rows)} rows")
+    _check_columns("write_csv()", rows)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*rows[0], "format_version"])
     writer.writerows([[*("" if value is None else value for value in row.values()), FORMAT_VERSION] for row in rows])
     publish(path, text.getvalue().encode())
+
+
+def _check_columns(where: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows or any(row.keys() != rows[0].keys() for row in rows):
+        raise StudyError(where, "rows", expected="one or more, with equal columns", got=f"{len(rows)} rows")
+
+
+def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Publish the table of :func:`write_csv` as Parquet if pyarrow is installed, and tell whether it is.
+
+    Numbers keep their type, and what is missing is null.
+    """
+    if importlib.util.find_spec("pyarrow") is None:
+        return False
+    import pyarrow  # half of what a short run takes to start, so not before there is something to write
+    import pyarrow.parquet
+
+    _check_columns("write_parquet()", rows)
+    table = pyarrow.Table.from_pylist([{**row, "format_version": FORMAT_VERSION} for row in rows])
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table, buffer)
+    publish(path, buffer.getvalue())
+    return True
 
 
 def write_toml(path: Path, content: Mapping[str, Any]) -> None:

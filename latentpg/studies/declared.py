@@ -9,6 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from latentpg.errors import EstimatorError, OptionError, StudyError, did_you_mean
 from latentpg.studies.guide_target import GuideGradient
+from latentpg.studies.procedures import Procedure
 from latentpg.studies.spec import Study
 
 
@@ -41,18 +42,31 @@ def check_cells(study: Study) -> None:
     cells = list(study.cells())
     for line in study.lines:
         if not any(cell.line == line for cell in cells):
-            kind = "the kind" if line.role == "objective" else "another kind than"
-            raise _idle(study, f"line `{line.label}` belongs to no target", f"a target of {kind} guide-gradient")
+            if line.objective is not None:
+                wanted = "a target of the kind training"
+            elif line.role == "objective":
+                wanted = "a target of the kind guide-gradient"
+            else:
+                wanted = "a target of another kind than guide-gradient and training"
+            raise _idle(study, f"line `{line.label}` belongs to no target", wanted)
     for name, target in study.targets.items():
         if not any(cell.target == name for cell in cells):
-            role = "objective" if isinstance(target, GuideGradient) else "estimator"
-            raise _idle(study, f"target `{name}` belongs to no line", f"a line with `{role}`")
+            both = isinstance(target, Procedure) and target.pairs
+            role = "`objective`" if isinstance(target, GuideGradient) else "`estimator`"
+            raise _idle(
+                study,
+                f"target `{name}` belongs to no line",
+                "a line with `estimator` and `objective`" if both else f"a line with {role}",
+            )
     for cell in cells:
         for owner in (study.source_of(cell), study.target_of(cell)):
             for name, value in vars(owner).items():
                 as_declared(f"study {study.name}", type(owner), name, value)
         try:
-            cell.build_objective() if cell.line.role == "objective" else cell.build()
+            if cell.line.role == "estimator":
+                cell.build()
+            if cell.line.role == "objective" or cell.line.objective is not None:
+                cell.build_objective()
         except EstimatorError:
             pass
         except TypeError as error:

@@ -1,9 +1,9 @@
 """Figures of a study, one column wide: every one as PNG and SVG, with the numbers it shows beside it as CSV.
 
-There is a set of figures for each facet of the study: a target, at one place on all axes but the one to the right.
-Curves are grouped into panels by what is expected of them. Lengths are shares of the reference, so that 1 means "as
-long as what is looked for". Matplotlib is imported when the first figure is drawn, and its global state is left
-alone.
+There is a set of figures for each page of the study: a target, at one place on all axes but the one to the right and
+the one of panels. Without an axis of panels, curves are grouped by what is expected of them. Lengths are shares of the
+reference, so that 1 means "as long as what is looked for". Matplotlib is imported when the first figure is drawn, and
+its global state is left alone.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentpg.numerics.statistics import Interval
 from latentpg.runs import FORMAT_VERSION, RunFolder, publish, write_csv
 from latentpg.studies.expectations import Kind
+from latentpg.studies.measures import Measured
 from latentpg.studies.plots import PLOTS, X_LABELS, Plot
 from latentpg.studies.run import StudyResult
 from latentpg.studies.spec import PARTICLES, Cell, Line, Setting, Study
-from latentpg.studies.tables import Facet, curve, expected, facets
+from latentpg.studies.tables import Facet, curve, expected, is_carried_out, pages
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 COLUMN_INCHES = 3.4
 """Width of one column of a two-column paper."""
+
+WIDE_LABEL = 25
+"""Letters of a curve's name beyond which two names do not stand beside each other."""
 
 # colour (Okabe and Ito's set, told apart with any colour vision), marker, line style: no two curves of a panel share
 _STYLES: tuple[tuple[str, str, Any], ...] = (
@@ -76,27 +80,60 @@ class Drawn:
 
 def draw_figures(result: StudyResult, folder: RunFolder, *, command: str) -> list[Drawn]:
     """Draw every figure of every facet; what has no error, or was not measured, has no place on one."""
-    every = facets(result.study)
+    every = pages(result.study)
+    chosen = [plot for plot in PLOTS if not result.study.figures or plot.name in result.study.figures]
     drawn = [
-        _draw(plot, result, facet, folder, command, "" if len(every) == 1 else f"{number}-")
-        for number, facet in enumerate(every, 1)
-        for plot in PLOTS
+        _draw(plot, result, page, folder, command, "" if len(every) == 1 else f"{number}-")
+        for number, page in enumerate(every, 1)
+        for plot in chosen
     ]
     return [each for each in drawn if each is not None]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A part of a figure: its title, the facet it shows, its curves, and what is expected of them all, if it is one."""
+
+    title: str
+    facet: Facet
+    lines: Sequence[Line]
+    kinds: tuple[Kind, ...] = ()
+
+
+def _panels_of(plot: Plot, result: StudyResult, page: Facet) -> list[Panel]:
+    """List the panels that have something to show: one a value of the axis of panels, or one an expectation."""
+    study = result.study
+    split = any(page.holds(cell, study.x) and cell.at(study.panels or "") is not None for cell in study.cells())
+    if not split and is_carried_out(study, page):
+        every = [Panel("", page, _lines_of(plot, result, page))]
+    elif study.panels is None or not split:
+        every = [Panel(title, page, _lines_of(plot, result, page, kinds), kinds) for title, kinds in _PANELS.items()]
+    else:
+        name = "K" if study.panels == PARTICLES else study.panels
+        inner = [
+            (value, replace(page, settings=(*page.settings, (study.panels, value))))
+            for value in study.axes[study.panels]
+        ]
+        every = [Panel(f"{name} = {value}", facet, _lines_of(plot, result, facet)) for value, facet in inner]
+    return [panel for panel in every if panel.lines]
 
 
 def caption_of(plot: Plot, result: StudyResult, facet: Facet, *, command: str) -> str:
     """Write what a reader must know to judge the figure."""
     study = result.study
-    mark = " Open triangle: upper end of an interval that reaches zero." if plot.name == "bias" else ""
     bars = "Bars: 95 % intervals" + (" of both axes" if plot.cost == "seconds" else "")
+    repeated = f"{study.num_replicates} replicates"
+    shown = [m for m in result.measured if m.measure == plot.measure and facet.holds(m.cell, study.x)]
+    open_ended = plot.is_log and any(m.interval.low <= 0 < m.interval.high for m in shown)
+    mark = " Open triangle: upper end of an interval that reaches zero." if open_ended else ""
+    if is_carried_out(study, facet) and all(m.exact for m in shown):
+        repeated, bars = "nothing is drawn", "Exact sums"
     norms = sorted({result.norm(m.cell) for m in result.measured if facet.holds(m.cell, study.x)} - {math.nan})
     finite = [norm for norm in norms if math.isfinite(norm)]
     length = "" if not finite or not plot.power else f" ‖reference‖ = {_span(finite)}."
-    return (
-        f"Target: {facet.label}. {study.source.describe()}; {study.num_replicates} replicates, seed {study.seed}. "
-        f"{bars}.{mark}{length} Command: {command}"
-    )
+    varied = [axis for axis in (study.x, study.panels) if axis is not None and hasattr(study.source, axis)]
+    rows = f"{study.source_at(facet.settings).describe()}{' but for ' + ' and '.join(varied) if varied else ''}"
+    return f"Target: {facet.label}. {rows}; {repeated}, seed {study.seed}. {bars}.{mark}{length} Command: {command}"
 
 
 def _span(values: Sequence[float]) -> str:
@@ -109,15 +146,15 @@ def _draw(plot: Plot, result: StudyResult, facet: Facet, folder: RunFolder, comm
     from matplotlib.figure import Figure
 
     caption = caption_of(plot, result, facet, command=command)
-    panels = {title: lines for title in _PANELS if (lines := _lines_of(plot, result, facet, title))}
+    panels = _panels_of(plot, result, facet)
     if not panels:
         return None
     rows: list[dict[str, Any]] = []
     with matplotlib.rc_context(_RC):
         figure = Figure(figsize=(COLUMN_INCHES, 0.7 + 2.1 * len(panels)), layout="constrained")
         axes = figure.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)[:, 0].tolist()
-        for axis, (title, lines) in zip(axes, panels.items(), strict=True):
-            rows += _draw_panel(axis, plot, result, facet, title, lines)
+        for axis, panel in zip(axes, panels, strict=True):
+            rows += _draw_panel(axis, plot, result, panel)
         _finish(figure, axes, plot, result, caption)
         described = {"Title": plot.label, "Description": f"{caption} (format_version {FORMAT_VERSION})"}
         png, svg = (_render(figure, kind, described) for kind in ("png", "svg"))
@@ -128,12 +165,12 @@ def _draw(plot: Plot, result: StudyResult, facet: Facet, folder: RunFolder, comm
     return Drawn(plot, facet, files[0], files[1], files[2], caption, svg)
 
 
-def _lines_of(plot: Plot, result: StudyResult, facet: Facet, title: str) -> list[Line]:
+def _lines_of(plot: Plot, result: StudyResult, facet: Facet, kinds: tuple[Kind, ...] | None = None) -> list[Line]:
     """List a panel's lines that have something to show, those with a proposal first."""
     lines = [
         line
         for line in result.lines
-        if expected(result.study, line, facet).kind in _PANELS[title]
+        if (kinds is None or expected(result.study, line, facet).kind in kinds)
         and any(_is_drawable(plot, point) for point in _points(plot, result, facet, line))
     ]
     return sorted(lines, key=lambda line: line.proposal is None)
@@ -155,15 +192,14 @@ def _styles_of(lines: Sequence[Line]) -> list[int]:
     return chosen
 
 
-def _draw_panel(
-    axis: Axes, plot: Plot, result: StudyResult, facet: Facet, title: str, lines: Sequence[Line]
-) -> list[dict[str, Any]]:
-    rows = []
+def _draw_panel(axis: Axes, plot: Plot, result: StudyResult, panel: Panel) -> list[dict[str, Any]]:
+    facet, title, lines = panel.facet, panel.title, panel.lines
+    rows: list[dict[str, Any]] = []
     styles = _styles_of(lines)
     for place, line in enumerate(lines):
         color, marker, dashes = _STYLES[styles[place] % len(_STYLES)]
         # curves of equal law would hide each other: shift them sideways a little, by less than a marker's width apart
-        shift = 1.0 if plot.cost else 1.06 ** (place - (len(lines) - 1) / 2)
+        shift = _shift(plot, result.study, place - (len(lines) - 1) / 2)
         points = _points(plot, result, facet, line)
         rows += [{"panel": title, "curve": line.label, **point} for point in points]
         finite = [point for point in points if math.isfinite(point["value"])]
@@ -173,7 +209,7 @@ def _draw_panel(
             _draw_level(axis, points[0], line.label, plot, style)
             continue
         axis.errorbar(
-            [point["x"] * shift for point in seen],
+            [shift(point["x"]) for point in seen],
             [point["value"] for point in seen],
             yerr=_reaches(seen, "value", "low", "high"),
             xerr=_reaches(seen, "x", "x_low", "x_high") if plot.cost == "seconds" else None,
@@ -185,7 +221,7 @@ def _draw_panel(
         _draw_open_ends(axis, seen, shift, color)
         hidden = [point for point in finite if point not in seen and math.isfinite(point["high"])]
         axis.plot(
-            [point["x"] * shift for point in hidden],
+            [shift(point["x"]) for point in hidden],
             [point["high"] for point in hidden],
             marker="v",
             markerfacecolor="none",
@@ -195,10 +231,12 @@ def _draw_panel(
     if plot.name == "bias":
         rows += _draw_floor(axis, result, facet, title, lines)
     of_guides = lines[0].role == "objective" and plot.measure in ("snr", "coordinate_snr")
-    if plot.slope is not None and result.study.x == PARTICLES and (_PANELS[title] == (Kind.VANISHING,) or of_guides):
+    if plot.slope is not None and result.study.x == PARTICLES and (panel.kinds == (Kind.VANISHING,) or of_guides):
         _draw_slope(axis, plot, result, facet, lines)
     if plot.cost is not None:
         _draw_exact_cost(axis, plot, result, facet)
+    if plot.level is not None:
+        _draw_truth(axis, curve(result, facet, lines[0], plot.level))
     axis.set_label(title)
     return rows
 
@@ -209,7 +247,7 @@ def _points(plot: Plot, result: StudyResult, facet: Facet, line: Line) -> list[d
     for measured in curve(result, facet, line, plot.measure):
         norm = result.norm(measured.cell)
         at = _abscissa(plot, result, measured.cell)
-        if at is None or (plot.power and not norm > 0):
+        if at is None or (plot.cost and not at.value > 0) or (plot.power and not norm > 0):
             continue
         interval = measured.interval.scaled(norm**-plot.power) if plot.power else measured.interval
         points.append(
@@ -246,13 +284,31 @@ def _reaches(points: Sequence[Mapping[str, Any]], value: str, low: str, high: st
     return [[p[value] - p[low] for p in points], [end - p[value] for end, p in zip(upper, points, strict=True)]]
 
 
-def _draw_open_ends(axis: Axes, points: Sequence[Mapping[str, Any]], shift: float, color: str) -> None:
+def _shift(plot: Plot, study: Study, steps: float) -> Callable[[float], float]:
+    """Move a curve sideways by so many steps, on the scale of the axis; where x is measured it stays."""
+    if plot.cost is not None:
+        return lambda x: x
+    if _is_log_x(study):
+        return lambda x: x * 1.06**steps
+    places = [position(study, value) for value in study.axes[study.x]]
+    width = 0.012 * (max(places) - min(places))
+    return lambda x: x + width * steps
+
+
+def _is_log_x(study: Study) -> bool:
+    values = study.axes[study.x]
+    return not any(isinstance(value, str) or float(value) <= 0 for value in values)
+
+
+def _draw_open_ends(
+    axis: Axes, points: Sequence[Mapping[str, Any]], shift: Callable[[float], float], color: str
+) -> None:
     """Carry bars without an upper end beyond the figure, leaving its limits to the others."""
     from matplotlib.lines import Line2D
 
     for point in points:
         if not math.isfinite(point["high"]):
-            x = point["x"] * shift
+            x = shift(point["x"])
             axis.add_artist(Line2D([x, x], [point["value"], 1e100], color=color, linewidth=0.7))
 
 
@@ -261,7 +317,7 @@ def _draw_level(axis: Axes, point: Mapping[str, Any], label: str, plot: Plot, st
     hidden = plot.is_log and point["low"] <= 0
     axis.axhline(
         point["high"] if hidden else point["value"],
-        label=f"{label} (no K{'; upper end' if hidden else ''})",
+        label=f"{label} (level{'; upper end' if hidden else ''})",
         color=style["color"],
         linewidth=0.9,
         linestyle=style["linestyle"],
@@ -332,13 +388,19 @@ def _draw_exact_cost(axis: Axes, plot: Plot, result: StudyResult, facet: Facet) 
             )
 
 
+def _draw_truth(axis: Axes, points: Sequence[Measured]) -> None:
+    for measured in points[:1]:
+        truth = measured.interval.value
+        axis.axhline(truth, color="0.45", linewidth=0.8, linestyle=(0, (1, 2)), label=f"truth, {truth:.4g}", zorder=0)
+
+
 def _finish(figure: Figure, axes: Sequence[Axes], plot: Plot, result: StudyResult, caption: str) -> None:
     from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
 
     values = result.study.axes[result.study.x]
-    in_words = any(isinstance(value, str) for value in values)
+    shown: list[str] = []
     for axis in axes:
-        if plot.cost is not None or not (in_words or min(float(value) for value in values) <= 0):
+        if plot.cost is not None or _is_log_x(result.study):
             axis.set_xscale("log", base=10 if plot.cost == "seconds" or result.study.x != PARTICLES else 2)
         if plot.is_log:
             axis.set_yscale("log")
@@ -358,13 +420,18 @@ def _finish(figure: Figure, axes: Sequence[Axes], plot: Plot, result: StudyResul
         entries.sort(
             key=lambda entry: entry[1].partition(" (")[0] not in curves
         )  # what is measured before what it is held to
+        known = [label for _, label in entries]
+        if known == shown:  # the same curves as above: their names once are enough
+            axis.set_title(str(axis.get_label()), loc="left", fontsize=6.5, fontweight="bold", pad=3)
+            continue
+        shown = known
         legend = axis.legend(
             *zip(*entries, strict=True),
             title=axis.get_label(),
             loc="lower left",
             bbox_to_anchor=(-0.03, 0.98),
             alignment="left",
-            ncols=2,
+            ncols=2 if max(map(len, known)) <= WIDE_LABEL else 1,
             frameon=False,
             handlelength=2.8,
             labelspacing=0.3,

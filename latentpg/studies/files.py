@@ -47,7 +47,20 @@ MAX_BYTES = 2**16
 MAX_DOTS = 1000
 """The most dots on one line: the TOML reader's memory grows with the square of a dotted key's length."""
 
-_KEYS = ("title", "seed", "num_replicates", "num_timings", "x", "skip_invalid", "source", "axes", "targets", "lines")
+_KEYS = (
+    "title",
+    "seed",
+    "num_replicates",
+    "num_timings",
+    "x",
+    "panels",
+    "figures",
+    "skip_invalid",
+    "source",
+    "axes",
+    "targets",
+    "lines",
+)
 _NOTES = ("format_version", "study")  # what a run folder's config.toml says besides
 
 
@@ -103,26 +116,33 @@ def parse_study(text: str, *, name: str, where: str | None = None) -> Study:
         content = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a number with thousands of digits is a ValueError of its own
         raise _error(place, "it is not TOML", expected="a TOML document", got=str(error) or "too deep") from error
-    if content.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+    version = content.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION or type(version) is not int:  # 1.0 and true equal 1
         raise _error(place, "format_version", expected=str(FORMAT_VERSION), got=repr(content["format_version"]))
     _check_keys(place, content, [*_KEYS, *_NOTES])
     targets: dict[str, Target] = {}
     for table in _tables(place, content, "targets") or [{"kind": "gradient"}]:
         options = dict(table)
         label = _text(place, "targets.name", options.pop("name", table.get("kind", "")))
+        if "name" in table and not label.strip():
+            raise _error(place, "targets.name", expected="a name", got=repr(label), fix="leave `name` out")
         if label in targets:
             raise _error(place, "two targets", expected="a `name` of its own for each", got=f"{label} twice")
         targets[label] = _build(place, "target", TARGETS, options)
     chosen: dict[str, Any] = {
-        key: content[key] for key in ("seed", "num_replicates", "num_timings", "x", "skip_invalid") if key in content
+        key: content[key] for key in ("seed", "num_replicates", "num_timings", "skip_invalid") if key in content
     }
     if not isinstance(chosen.get("skip_invalid", False), bool):
         raise _error(place, "`skip_invalid`", expected="true or false", got=repr(chosen["skip_invalid"])[:80])
-    if "x" in chosen:
-        _text(place, "x", chosen["x"])
+    for key in ("x", "panels"):
+        if key in content:
+            chosen[key] = _text(place, key, content[key])
+    if "figures" in content:
+        chosen["figures"] = tuple(_words(place, "figures", content["figures"]))
     source = _build(place, "source", SOURCES, dict(_table(place, content, "source")))
     lines = tuple(_line(place, dict(table)) for table in _tables(place, content, "lines"))
-    makers: list[Callable[..., Any]] = [type(source), *map(type, targets.values()), *map(_maker, lines)]
+    makers: list[Callable[..., Any]] = [type(source), *map(type, targets.values())]
+    makers += [maker for line in lines for maker in _makers(line)]
     axes = {axis: _values(place, axis, values, makers) for axis, values in _table(place, content, "axes").items()}
     if axes:
         chosen["axes"] = axes
@@ -137,13 +157,17 @@ def parse_study(text: str, *, name: str, where: str | None = None) -> Study:
 
 
 def _line(place: str, options: dict[str, Any]) -> Line:
-    roles = [role for role in ("estimator", "objective") if role in options]
-    if len(roles) != 1:
-        raise _error(place, "a line", expected="`estimator` or `objective`", got=str(sorted(options)))
-    name, proposal = _text(place, roles[0], options.pop(roles[0])), options.pop("proposal", None)
+    names = {role: _text(place, role, options.pop(role)) for role in ("estimator", "objective") if role in options}
+    if not names:
+        raise _error(place, "a line", expected="`estimator`, `objective` or both", got=str(sorted(options)))
+    proposal = options.pop("proposal", None)
     if proposal is not None:
         _text(place, "lines.proposal", proposal)
-    line = Line(name, proposal, options, role="estimator" if roles == ["estimator"] else "objective")
+    name = next(iter(names.values()))
+    if len(names) == 2:
+        line = Line(name, proposal, options, objective=names["objective"])
+    else:
+        line = Line(name, proposal, options, role="estimator" if "estimator" in names else "objective")
     known = list(line.known_options())
     for option in options:
         if option not in known:
@@ -155,12 +179,18 @@ def _line(place: str, options: dict[str, Any]) -> Line:
                 fix=did_you_mean(option, known),
             )
     for option, value in options.items():
-        options[option] = as_declared(f"{place}, line {name}", _maker(line), option, value)
+        options[option] = as_declared(f"{place}, line {name}", _owner(_makers(line), option), option, value)
     return line
 
 
-def _maker(line: Line) -> Callable[..., Any]:
-    return (ESTIMATORS if line.role == "estimator" else GUIDE_OBJECTIVES)[line.estimator]
+def _makers(line: Line) -> list[Callable[..., Any]]:
+    """List what a line makes: an estimator, a guide objective, or one after the other."""
+    first = (ESTIMATORS if line.role == "estimator" else GUIDE_OBJECTIVES)[line.estimator]
+    return [first] if line.objective is None else [first, GUIDE_OBJECTIVES[line.objective]]
+
+
+def _owner(makers: Sequence[Callable[..., Any]], name: str) -> Callable[..., Any]:
+    return next((maker for maker in makers if name in inspect.signature(maker).parameters), makers[0])
 
 
 def _build(place: str, what: str, known: Mapping[str, Callable[..., Any]], options: dict[str, Any]) -> Any:  # noqa: ANN401 (a source or a target)
@@ -218,6 +248,12 @@ def _values(place: str, axis: str, values: object, makers: Sequence[Callable[...
         raise _error(place, f"axis `{axis}`", expected="a list of numbers or of words", got=repr(values)[:80])
     owner = next((maker for maker in makers if axis in inspect.signature(maker).parameters), None)
     return tuple(values if owner is None else (as_declared(f"{place}, axis {axis}", owner, axis, v) for v in values))
+
+
+def _words(place: str, key: str, value: object) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise _error(place, f"`{key}`", expected="a list of words", got=repr(value)[:80])
+    return value
 
 
 def _text(place: str, key: str, value: object) -> str:

@@ -12,7 +12,7 @@ from its own particles finds those components only if something sends it there, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyro
@@ -24,14 +24,13 @@ from torch import Tensor, nn
 from latentpg.errors import OptionError, did_you_mean
 from latentpg.estimators import Exact
 from latentpg.estimators.guides import Wake
-from latentpg.numerics.rng import seeded
+from latentpg.numerics.rng import seeded, stream_seed
 from latentpg.policies.common import check_action_given
 from latentpg.policies.networks import MLP
 from latentpg.programs import Categorical
-from latentpg.studies.problem import Problem
+from latentpg.studies.problem import Problem, Rows, Trainee
 from latentpg.studies.references import EnumeratedPosterior
-from latentpg.studies.seeds import stream_seed
-from latentpg.studies.training import Rows, fit
+from latentpg.studies.training import fit
 
 SPACING = 10.0
 """Distance between the means of neighbouring components."""
@@ -154,12 +153,12 @@ def guide_distance_to_model(policy: MixtureModel, points: Float[Tensor, " B"]) -
     return _guide_distance(policy, points, MULTIPLIER * policy.logits.detach())
 
 
-def mixture_metrics(policy: MixtureModel, points: Float[Tensor, " B"]) -> dict[str, float]:
-    """Measure model and guide on test points, ready to be recorded."""
+def mixture_metrics(policy: MixtureModel, points: Float[Tensor, " B"]) -> dict[str, Tensor]:
+    """Measure model and guide on test points, by the names of a study's measures."""
     return {
-        "weight distance": float(weight_distance(policy)),
-        "guide distance": float(guide_distance(policy, points)),
-        "guide distance to model": float(guide_distance_to_model(policy, points)),
+        "weight_distance": weight_distance(policy),
+        "guide_distance": guide_distance(policy, points),
+        "guide_distance_to_model": guide_distance_to_model(policy, points),
     }
 
 
@@ -174,19 +173,21 @@ def _guide_distance(policy: MixtureModel, points: Tensor, log_weight: Tensor) ->
 class GaussianMixtureData:
     """Points of the true mixture, and a :class:`MixtureModel` at its start or after ``num_steps`` of exact training.
 
-    Training is by enumeration, of model and guide, on batches of 100 at ``learning_rate``. The rows carry no recorded
-    latent, for they are the data's and not the policy's own; posterior draws at its parameters come from ``redraw``.
+    Training is by enumeration, of model and guide, on fresh batches of ``batch_size`` at ``learning_rate``; what a
+    study trains begins at the start, on such batches too, and is measured on the rows. These carry no recorded latent,
+    for they are the data's and not the policy's own; posterior draws at its parameters come from ``redraw``.
     """
 
     num_rows: int = 100
     num_components: int = 20
     start: str = "reversed"
+    batch_size: int = 100
     num_steps: int = 0
     learning_rate: float | int = 0.001
 
     def __post_init__(self) -> None:
         """Check the counts and the start."""
-        for name, minimum in (("num_rows", 1), ("num_components", 2), ("num_steps", 0)):
+        for name, minimum in (("num_rows", 1), ("num_components", 2), ("batch_size", 1), ("num_steps", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
                 raise OptionError(
@@ -207,15 +208,21 @@ class GaussianMixtureData:
         if self.num_steps:
             with seeded(stream_seed(seed, "training")):
                 self._train(policy)
-        facts: Mapping[str, float | int | str] = mixture_metrics(policy, action)
+        facts = {name.replace("_", " "): float(value) for name, value in mixture_metrics(policy, action).items()}
         with seeded(stream_seed(seed, "posterior")):  # listing the support runs the program once
             redraw = EnumeratedPosterior.of(policy, obs, action)
-        return Problem(policy, obs, action, facts=facts, exact=Exact(), redraw=redraw)
+
+        def trainee() -> Trainee:
+            fresh = MixtureModel(num_components=self.num_components, start=self.start)
+            batches = endless_batches(self.batch_size, self.num_components)
+            return Trainee(fresh, batches, lambda: mixture_metrics(fresh, action))
+
+        return Problem(policy, obs, action, facts=facts, exact=Exact(), redraw=redraw, trainee=trainee)
 
     def _train(self, policy: MixtureModel) -> None:
         fit(
             policy,
-            endless_batches(num_components=self.num_components),
+            endless_batches(self.batch_size, self.num_components),
             estimator=Exact(),
             objective=Wake(),
             num_steps=self.num_steps,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from latentpg.errors import OptionError, did_you_mean
 from latentpg.estimators import ConditionalIS, Exact
-from latentpg.estimators.guides import ConditionalWake, GuideObjective, Recorded, Wake
+from latentpg.estimators.guides import ConditionalWake, GuideObjective, Recorded, Sleep, Wake
 from latentpg.oracles.enumeration import tuples
 from latentpg.programs import log_joint, num_rows, score_guide, support, take_rows
 from latentpg.studies.problem import Problem
@@ -52,7 +52,7 @@ class GuideGradient:
         """Pose the loss; recorded latents are drawn anew where the problem can, and ``stored`` proposes from them."""
         policy, obs, action = problem.policy, problem.obs, problem.action
         wants, rows = isinstance(objective, Recorded | ConditionalWake), num_rows(obs)
-        size = max(1, GROUP // int(getattr(stored or objective, "num_particles", 1)))
+        size = max(1, GROUP // max(1, self.evaluations(objective, stored)))
 
         def loss(index: slice) -> Tensor:
             latents = problem.redraw() if wants and problem.redraw is not None else problem.latents
@@ -63,6 +63,16 @@ class GuideGradient:
 
         groups = [partial(loss, slice(start, start + size)) for start in range(0, rows, size)]
         return Quantity(policy, self._chosen(problem), groups)
+
+    def evaluations(self, objective: GuideObjective, stored: ConditionalIS | None = None) -> int:
+        """Count the evaluations of log p(z, a | s) a row: one a particle or dream, none on a recorded latent."""
+        match objective:
+            case Recorded():  # which scores it under the guide alone
+                return 0
+            case Sleep():  # dreaming is acting, and acting scores what it draws
+                return objective.num_dreams
+            case _:
+                return int(getattr(stored or objective, "num_particles", 1))
 
     def reference(self, problem: Problem, name: str, num_particles: int | None) -> Quantity | None:
         """Pose what the objective of this name aims at, or None where it cannot be summed."""

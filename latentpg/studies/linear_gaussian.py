@@ -26,11 +26,10 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from latentpg.errors import OptionError, ShapeError
-from latentpg.numerics.rng import seeded
+from latentpg.estimators import ClosedForm
+from latentpg.numerics.rng import seeded, stream_seed
 from latentpg.programs import DiagNormal, Latents, Observations, draw, num_rows
 from latentpg.studies.problem import Problem
-from latentpg.studies.references import ClosedForm
-from latentpg.studies.seeds import stream_seed
 
 GUIDE_VARIANCE = 2 / 3
 """Variance of each coordinate of the guide, which is not trained; the posterior's is 1/2."""

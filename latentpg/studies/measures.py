@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentpg.errors import StudyError
-from latentpg.estimators import Estimate, Estimator, MarkovianIS, Particles, Quadrature, replicate
+from latentpg.estimators import Estimator, MarkovianIS, Quadrature, replicate
 from latentpg.numerics.rng import seeded
 from latentpg.numerics.statistics import (
     Interval,
@@ -34,74 +34,35 @@ from latentpg.numerics.statistics import (
     signal_to_noise_interval,
     total_variance_interval,
 )
-from latentpg.programs import LatentPolicy, Latents, Observations, num_rows
+from latentpg.programs import num_rows
+from latentpg.studies.catalogue import OF_ESTIMATES
 from latentpg.studies.coordinate_snr import coordinate_snr_interval
 from latentpg.studies.expectations import Kind, expectation_of
 from latentpg.studies.guide_target import GuideGradient
-from latentpg.studies.problem import Problem, Redraw
-from latentpg.studies.spec import Cell, Target, kind_of
+from latentpg.studies.problem import Problem
+from latentpg.studies.procedures import STEP, Chosen, Procedure
+from latentpg.studies.retained import redrawn
+from latentpg.studies.spec import Cell, kind_of
 from latentpg.studies.targets import Quantity
+from latentpg.studies.targets import Target as ModelTarget
 
 BLOCK = 2**17
 """Particles (replicates times rows times K) that are run at once: what is quickest on one core's cache."""
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A measured quantity: what it is called, what it is, and in which unit it comes."""
-
-    label: str
-    meaning: str
-    unit: str
-
-
-MEASURES: Mapping[str, Measure] = {
-    "reference_norm": Measure("reference", "length of the exact value or gradient", "nats"),
-    "bias": Measure("bias", "length of the mean error, the replicates' noise taken off", "nats"),
-    "noise_floor": Measure("noise floor", "length that the mean error has by chance alone, √(variance / R)", "nats"),
-    "variance": Measure("variance", "variance of one replicate, summed over coordinates", "nats²"),
-    "mse": Measure("mean squared error", "mean squared distance of one replicate from the reference", "nats²"),
-    "snr": Measure("signal-to-noise ratio", "length of the mean over the square root of the variance", "1"),
-    "coordinate_snr": Measure("coordinate SNR", "|mean| over standard deviation, averaged over coordinates", "1"),
-    "cosine": Measure("cosine", "mean cosine between one gradient and the exact one", "1"),
-    "ess": Measure("effective sample size", "(Σw)² / Σw², averaged over rows", "particles"),
-    "seconds": Measure("time", "median time of one replicate: propose, estimate, backward; one thread", "s"),
-    "likelihood_evaluations": Measure(
-        "likelihood evaluations", "evaluations of log p(z, a | s) for one replicate", "per row"
-    ),
-}
-"""Every measure by its name in the table. Gradients are per unit of parameter, so their lengths are in nats."""
-
-
-@dataclass(frozen=True)
 class Measured:
     """One measure of one cell.
 
-    ``exact`` says that the number carries no sampling noise, so that its interval is a point.
+    ``exact`` says that the number carries no sampling noise, so that its interval is a point. ``count`` is how many
+    independent repetitions it comes from, where that is not the study's number.
     """
 
     cell: Cell
     measure: str
     interval: Interval
     exact: bool = False
-
-
-@dataclass(frozen=True)
-class RedrawnLatent:
-    """An estimator whose recorded latent is drawn anew at each proposal."""
-
-    estimator: Estimator
-    redraw: Redraw
-
-    def propose(
-        self, policy: LatentPolicy, obs: Observations, action: Tensor, latents: Latents | None = None
-    ) -> Particles:
-        """Propose with a fresh posterior draw in place of ``latents``."""
-        return self.estimator.propose(policy, obs, action, self.redraw())
-
-    def estimate(self, policy: LatentPolicy, obs: Observations, action: Tensor, particles: Particles) -> Estimate:
-        """Estimate as the estimator does."""
-        return self.estimator.estimate(policy, obs, action, particles)
+    count: int | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +79,7 @@ class Posed:
     weigh: Callable[[], Tensor | None]
 
 
-def pose(cell: Cell, target: Target, problem: Problem) -> Posed:
+def pose(cell: Cell, target: ModelTarget | GuideGradient, problem: Problem) -> Posed:
     """Pose a cell's target on a problem."""
     if isinstance(target, GuideGradient):
         objective, stored = cell.build_objective()
@@ -128,16 +89,16 @@ def pose(cell: Cell, target: Target, problem: Problem) -> Posed:
         reference = None
         if not (keeps and problem.redraw is None):
             reference = target.reference(problem, cell.line.estimator, size)
-        return Posed(quantity, reference, False, size or 1, lambda: None)
+        return Posed(quantity, reference, False, target.evaluations(objective, stored), lambda: None)
     claim = expectation_of(cell.line.estimator, kind_of(target))
     plain = cell.build()
     keeps = claim.retains_recorded or bool(getattr(plain, "retain", False))
     if not keeps:  # a chain would begin at the one latent that happens to be recorded
         problem = replace(problem, latents=None)
-    estimator = RedrawnLatent(plain, problem.redraw) if keeps and problem.redraw is not None else plain
+    estimator = redrawn(plain, problem) if keeps else plain
     comparable = problem.exact is not None and not (keeps and problem.redraw is None)
     reference = target.pose(problem, problem.exact) if comparable and problem.exact is not None else None
-    evaluations = target.evaluations(likelihood_evaluations(plain, problem))
+    evaluations = target.evaluations(problem, plain, likelihood_evaluations(plain, problem))
 
     def weigh() -> Tensor | None:
         particles = estimator.propose(problem.policy, problem.obs, problem.action, problem.latents)
@@ -162,7 +123,13 @@ def once(quantity: Quantity) -> Float[Tensor, " P"]:
 
 
 def measure_cell(
-    cell: Cell, target: Target, problem: Problem, *, num_replicates: int, num_timings: int, seed: int
+    cell: Cell,
+    target: ModelTarget | GuideGradient,
+    problem: Problem,
+    *,
+    num_replicates: int,
+    num_timings: int,
+    seed: int,
 ) -> list[Measured]:
     """Measure everything in one cell, on a random stream of its own."""
     with seeded(seed):
@@ -176,6 +143,22 @@ def measure_cell(
             return [*_errors_without_noise(cell, once(posed.quantity).double(), reference), *costs]
         sample = _replicates(posed, num_replicates, num_rows(problem.obs)).double()
     return [*_errors(cell, sample, reference), *costs]
+
+
+def carry_out(
+    cells: Sequence[Cell], target: Procedure, problem: Problem, *, num_replicates: int, seed: int
+) -> list[Measured]:
+    """Carry out a procedure for cells that differ in the step alone, on one random stream."""
+    first = cells[0]
+    by_step = {cell.at(STEP): cell for cell in cells}
+    steps = [int(step) for step in by_step if step is not None] or [int(getattr(target, STEP, 0))]
+    keeps = expectation_of(first.line.estimator).retains_recorded
+    chosen = Chosen(first.build(), first.build_objective()[0] if first.line.objective else None, keeps)
+    with seeded(seed):
+        found = target.carry_out(problem, chosen, steps=steps, num_replicates=num_replicates)
+    return [
+        Measured(by_step.get(each.step, first), each.measure, each.interval, each.exact, each.count) for each in found
+    ]
 
 
 def _checked(reference: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
@@ -231,7 +214,10 @@ def _errors(cell: Cell, sample: Float[Tensor, "R P"], reference: Float[Tensor, "
         "variance": total_variance_interval(sample),
         "snr": signal_to_noise_interval(sample),
     }
-    varying = sample[:, sample.var(0) > 0]
+    moves = (sample.var(0) > 0) | (sample[0] != 0)
+    if reference is not None:
+        moves |= reference != 0  # what should move and happened not to tells of rare events
+    varying = sample[:, moves]
     if varying.shape[1] > 1:
         found["coordinate_snr"] = coordinate_snr_interval(varying)
     if reference is not None:
@@ -242,7 +228,7 @@ def _errors(cell: Cell, sample: Float[Tensor, "R P"], reference: Float[Tensor, "
         if sample.shape[1] > 1:
             cosine = torch.cosine_similarity(sample, reference.unsqueeze(0))
             found["cosine"] = _bounded(mean_interval(cosine), -1.0, 1.0)
-    return [Measured(cell, name, found[name], exact=name == "reference_norm") for name in MEASURES if name in found]
+    return [Measured(cell, name, found[name], exact=name == "reference_norm") for name in OF_ESTIMATES if name in found]
 
 
 def _errors_without_noise(cell: Cell, found: Float[Tensor, " P"], reference: Float[Tensor, " P"]) -> list[Measured]:
@@ -272,9 +258,9 @@ def _costs(cell: Cell, posed: Posed, num_timings: int) -> list[Measured]:
     found = [Measured(cell, "seconds", median_interval(torch.tensor(seconds[1:], dtype=torch.float64)))]
     effective = torch.tensor(sizes[1:], dtype=torch.float64)
     if not bool(effective.isnan().any()):
-        varies = bool((effective != effective[0]).any())
+        certain = posed.is_exact or cell.num_particles in (None, 1)  # equal by chance is not equal always
         interval = _bounded(mean_interval(effective), 1.0, float(cell.num_particles or math.inf))
-        found.append(Measured(cell, "ess", interval, exact=not varies))
+        found.append(Measured(cell, "ess", interval, exact=certain))
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentpg.runs import RunFolder, write_csv, write_json
+from latentpg.runs import RunFolder, write_csv, write_json, write_parquet
 from latentpg.studies.figures import draw_figures
 from latentpg.studies.report import write_report
 from latentpg.studies.run import StudyResult, merge_skipped
@@ -22,8 +22,12 @@ class Outputs:
 
 
 def write_outputs(result: StudyResult, folder: RunFolder, *, command: str) -> Outputs:
-    """Write ``table.csv``, ``result.json``, the figures and, last, ``report.html``: where that is, all is there."""
+    """Write ``table.csv``, ``result.json``, the figures and, last, ``report.html``: where that is, all is there.
+
+    The table is there as ``table.parquet`` too if pyarrow is installed.
+    """
     write_csv(folder.file("table.csv"), tidy_rows(result))
+    write_parquet(folder.file("table.parquet"), tidy_rows(result))
     write_json(
         folder.file("result.json"),
         {

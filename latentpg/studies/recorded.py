@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from latentpg.errors import LatentPGError, StudyError
-from latentpg.numerics.rng import seeded
+from latentpg.numerics.rng import seeded, stream_seed
 from latentpg.programs import (
     LatentPolicy,
     Latents,
@@ -42,7 +42,6 @@ from latentpg.programs import (
 from latentpg.studies.archive import read_archive
 from latentpg.studies.problem import Problem
 from latentpg.studies.references import find_reference
-from latentpg.studies.seeds import stream_seed
 from latentpg.studies.user_policy import file_of, load_policy
 
 NOT_SITES = ("obs", "action", "mask", "log_joint")

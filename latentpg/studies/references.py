@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from latentpg.errors import EstimatorError, LatentPGError, QuadratureError, SiteError
-from latentpg.estimators import Estimate, Estimator, Exact, Particles, Quadrature
+from latentpg.estimators import Estimator, Exact, Quadrature
 from latentpg.programs import (
     Categorical,
     LatentPolicy,
@@ -40,33 +40,6 @@ MAX_POINTS = 2**24
 
 NODES = (16, 32, 64)
 """Nodes a dimension that are tried in turn; the first that settle are taken."""
-
-
-@dataclass(frozen=True)
-class ClosedForm:
-    """Estimate log pi by the closed form that the policy itself has: ``policy.log_pi(obs, action)``, differentiable.
-
-    There is nothing to propose; its one particle is empty.
-    """
-
-    def propose(
-        self, policy: LatentPolicy, obs: Observations, action: Tensor, latents: Latents | None = None
-    ) -> Particles:
-        """Return a particle without latents."""
-        return Particles({}, torch.zeros(1, num_rows(obs), dtype=torch.float64, device=action.device))
-
-    def estimate(self, policy: LatentPolicy, obs: Observations, action: Tensor, particles: Particles) -> Estimate:
-        """Return log pi; a policy without a closed form is an :class:`~latentpg.errors.EstimatorError`."""
-        log_pi = getattr(policy, "log_pi", None)
-        if log_pi is None:
-            raise EstimatorError(
-                "ClosedForm.estimate()",
-                "the policy has no closed form",
-                expected="a policy with a method log_pi(obs, action)",
-                got=type(policy).__name__,
-                fix="Exact or Quadrature",
-            )
-        return Estimate(log_pi(obs, action))
 
 
 @dataclass(frozen=True, eq=False)

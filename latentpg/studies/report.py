@@ -12,7 +12,7 @@ from string import Template
 from latentpg.runs import FORMAT_VERSION, RunFolder, publish
 from latentpg.studies.figures import Drawn
 from latentpg.studies.run import StudyResult, merge_skipped
-from latentpg.studies.tables import Facet, Finding, expected, facets, find, summarize
+from latentpg.studies.tables import Facet, Finding, expected, facets, find, pages, summarize
 
 
 def write_report(result: StudyResult, folder: RunFolder, figures: Sequence[Drawn], *, command: str) -> None:
@@ -31,7 +31,7 @@ def write_report(result: StudyResult, folder: RunFolder, figures: Sequence[Drawn
         summary="\n".join(_summary(result, facet) for facet in facets(result.study)),
         findings="\n".join(_finding(result, finding) for finding in find(result)),
         skipped=_skipped(result),
-        figures="\n".join(_figures(facet, figures) for facet in facets(result.study)),
+        figures="\n".join(_figures(facet, figures) for facet in pages(result.study)),
         num_replicates=result.study.num_replicates,
         config=_text(folder.file("config.toml").read_text(encoding="utf-8")),
         circumstances=_text(_circumstances(record, result)),

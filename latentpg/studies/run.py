@@ -10,11 +10,12 @@ from functools import lru_cache, partial
 from typing import Any, cast
 
 from latentpg.errors import EstimatorError, LatentPGError, RecordedLatentError, SiteError, StudyError
+from latentpg.numerics.rng import stream_seed
 from latentpg.numerics.statistics import Interval
-from latentpg.studies.measures import Measured, measure_cell
+from latentpg.studies.measures import Measured, carry_out, measure_cell
 from latentpg.studies.problem import Problem, Source
+from latentpg.studies.procedures import STEP, Procedure
 from latentpg.studies.progress import Advance, silent
-from latentpg.studies.seeds import stream_seed
 from latentpg.studies.spec import Cell, Line, Study
 from latentpg.studies.workers import one_thread
 
@@ -75,19 +76,20 @@ def run_study(
     Unless the study skips what is invalid, an estimator that does not fit the source ends it with an error.
     """
     start = time.monotonic()
-    problem, cells = build_problem(study), list(study.cells())
+    problem, jobs = build_problem(study), study.jobs()
     work = partial(measure_key, study)
-    keys = [cell.key for cell in cells]
+    keys = list(jobs)
     found = _in_turn(keys, work, advance) if execute is None else execute(keys, work)
     measured: list[Measured] = []
     skipped: list[Skipped] = []
-    for cell in cells:
-        for row in found[cell.key]:
+    for key, cells in jobs.items():
+        for row in found[key]:
             if row["measure"] == SKIPPED:
-                skipped.append(Skipped(cell, str(row["reason"])))
+                skipped.append(Skipped(cells[0], str(row["reason"])))
             else:
+                cell = next((cell for cell in cells if cell.at(STEP) == row.get(STEP)), cells[0])
                 interval = Interval(float(row["value"]), float(row["low"]), float(row["high"]))
-                measured.append(Measured(cell, str(row["measure"]), interval, bool(row["exact"])))
+                measured.append(Measured(cell, str(row["measure"]), interval, bool(row["exact"]), row.get("count")))
     return StudyResult(study, problem.facts, tuple(measured), tuple(skipped), time.monotonic() - start)
 
 
@@ -96,19 +98,24 @@ SKIPPED = "skipped"
 
 
 def measure_key(study: Study, key: str) -> Rows:
-    """Measure the cell of a key; the result hangs on the study and the key alone, whoever runs it and when."""
-    cell = next(cell for cell in study.cells() if cell.key == key)
+    """Measure what a key stands for; the result hangs on the study and the key alone, whoever runs it and when."""
+    cells = study.jobs()[key]
+    cell, seed = cells[0], stream_seed(study.seed, key)
+    target = study.target_of(cell)
     with one_thread():
         problem = _problem(study.source_of(cell), study.seed)
         try:
-            measured = measure_cell(
-                cell,
-                study.target_of(cell),
-                problem,
-                num_replicates=study.num_replicates,
-                num_timings=study.num_timings,
-                seed=stream_seed(study.seed, key),
-            )
+            if isinstance(target, Procedure):
+                measured = carry_out(cells, target, problem, num_replicates=study.num_replicates, seed=seed)
+            else:
+                measured = measure_cell(
+                    cell,
+                    target,
+                    problem,
+                    num_replicates=study.num_replicates,
+                    num_timings=study.num_timings,
+                    seed=seed,
+                )
         except INAPPLICABLE as error:
             if study.skip_invalid:
                 return [{"measure": SKIPPED, "reason": _reason(error)}]
@@ -126,6 +133,8 @@ def measure_key(study: Study, key: str) -> Rows:
             "low": m.interval.low,
             "high": m.interval.high,
             "exact": m.exact,
+            **({} if m.count is None else {"count": m.count}),
+            **({} if m.cell.at(STEP) is None else {STEP: m.cell.at(STEP)}),
         }
         for m in measured
     ]

@@ -16,6 +16,7 @@ number. Rows never meet, so that a batch of R rows is R independent experiments 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyro
@@ -27,10 +28,9 @@ from torch import Tensor, nn
 from latentpg.errors import OptionError
 from latentpg.estimators import Estimator, Quadrature
 from latentpg.estimators.guides import GuideObjective
-from latentpg.numerics.rng import seeded
+from latentpg.numerics.rng import seeded, stream_seed
 from latentpg.programs import DiagNormal, Latents
-from latentpg.studies.problem import Problem
-from latentpg.studies.seeds import stream_seed
+from latentpg.studies.problem import Problem, Trainee
 from latentpg.studies.training import Schedule, fit
 
 
@@ -188,7 +188,9 @@ def climb(
 class SkewNormalData:
     """Rows of a :class:`SkewNormalModel`, all with action 1, whose guides have a given mean and standard deviation.
 
-    The defaults give every guide the target's own two moments, which is where the inclusive divergence is least.
+    The defaults give every guide the target's own two moments, which is where the inclusive divergence is least. What
+    a study trains starts at the standard normal, and is measured by the parameters' averages over the last half of the
+    steps so far; its rows are independent repetitions.
     """
 
     num_rows: int = 64
@@ -226,4 +228,21 @@ class SkewNormalData:
             {"variance of the posterior": policy.target.variance, "variance of the guide": self.guide_scale**2},
             exact=Quadrature(num_nodes=128),
             redraw=redraw,
+            trainee=lambda: averaged_trainee(self.num_rows),
         )
+
+
+def averaged_trainee(num_rows: int) -> Trainee:
+    """Make guides to be trained, and measure their parameters averaged over the last half of the steps so far."""
+    policy = SkewNormalModel(num_rows)
+    path: list[Tensor] = []
+
+    def observe() -> None:
+        path.append(torch.cat([policy.loc, policy.log_scale], 1).detach().clone())
+
+    def measure() -> Mapping[str, Tensor]:
+        loc, log_scale = torch.stack(path[len(path) // 2 :] or [torch.zeros(num_rows, 2)]).double().mean(0).T
+        return {"fitted_mean": loc, "fitted_variance": (2 * log_scale).exp()}
+
+    truths = {"true_mean": policy.target.mean, "true_variance": policy.target.variance}
+    return Trainee(policy, policy.rows(), measure, truths, observe)

@@ -10,10 +10,10 @@ from latentpg.studies.problem import Source
 from latentpg.studies.recorded import RecordedRows
 from latentpg.studies.skew_normal import SkewNormalData
 from latentpg.studies.toys import RandomToys
-from latentpg.studies.transitions import MixtureTransitions
+from latentpg.studies.transitions import PolicyTransitions
 
 SOURCES: Mapping[str, Callable[..., Source]] = {
-    "transitions": MixtureTransitions,
+    "transitions": PolicyTransitions,
     "toys": RandomToys,
     "gaussian-mixture": GaussianMixtureData,
     "linear-gaussian": LinearGaussianData,

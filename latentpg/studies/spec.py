@@ -20,14 +20,18 @@ from latentpg.estimators import (
 from latentpg.estimators.guides import GuideObjective
 from latentpg.numerics.statistics import MIN_REPLICATES
 from latentpg.studies.guide_target import GuideGradient
+from latentpg.studies.overfit import Overfit
+from latentpg.studies.plots import PLOT_NAMES
 from latentpg.studies.problem import Source
+from latentpg.studies.procedures import STEP, Procedure
+from latentpg.studies.ratio_law import RatioLaw
 from latentpg.studies.sources import source_kind
 from latentpg.studies.targets import MODEL_TARGETS, Gradient
 from latentpg.studies.targets import Target as ModelTarget
+from latentpg.studies.training_target import Training
 
-Target = ModelTarget | GuideGradient
-"""What is measured: of an estimator of log pi, or of a guide objective."""
-
+Target = ModelTarget | GuideGradient | Procedure
+"""What is measured: of an estimator of log pi, of a guide objective, or of what is done with both."""
 
 Setting = int | float | str | bool
 """A value on an axis."""
@@ -38,7 +42,16 @@ PARTICLES = "num_particles"
 STORED = "conditional-wake"
 """The guide objective that works on stored particles, and so is told their K and proposal."""
 
-TARGETS: Mapping[str, Callable[..., Target]] = {**MODEL_TARGETS, "guide-gradient": GuideGradient}
+REUSING = frozenset({STORED, "wake"})
+"""Guide objectives that look at the particles of the estimator they stand beside, whose K is theirs."""
+
+TARGETS: Mapping[str, Callable[..., Target]] = {
+    **MODEL_TARGETS,
+    "guide-gradient": GuideGradient,
+    "training": Training,
+    "overfit": Overfit,
+    "ratio-law": RatioLaw,
+}
 """Every target by the name that files and commands use."""
 
 
@@ -46,20 +59,30 @@ TARGETS: Mapping[str, Callable[..., Target]] = {**MODEL_TARGETS, "guide-gradient
 class Line:
     """One curve of a figure: an estimator or guide objective by its registered name, its proposal, other options.
 
+    ``objective`` names a guide objective *beside* an estimator, as training needs both.
+
     >>> Line("conditional-is", "guide").label
     'conditional-is, guide'
+    >>> Line("wake-sleep", objective="wake").label
+    'wake-sleep + wake'
     """
 
     estimator: str
     proposal: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     role: Literal["estimator", "objective"] = "estimator"
+    objective: str | None = None
 
     @property
     def label(self) -> str:
         """A name for legends and tables."""
         parts = [self.estimator, *([self.proposal] if self.proposal else [])]
-        return ", ".join([*parts, *(f"{name}={value}" for name, value in self.options.items() if name != "num_sweeps")])
+        parts += [
+            f"{'K' if name == PARTICLES else name}={value}"
+            for name, value in self.options.items()
+            if name != "num_sweeps"
+        ]
+        return ", ".join(parts) + (f" + {self.objective}" if self.objective else "")
 
     def takes(self, option: str) -> bool:
         """Tell whether its estimator has an option."""
@@ -68,13 +91,24 @@ class Line:
     def known_options(self) -> Sequence[str]:
         """List what its estimator or objective can be told, K and proposal of stored particles among it."""
         if self.role == "estimator":
-            if self.estimator not in ESTIMATORS:
-                make_estimator(self.estimator)  # raises, with suggestions
-            return list(inspect.signature(ESTIMATORS[self.estimator]).parameters)
-        if self.estimator not in GUIDE_OBJECTIVES:
-            make_guide_objective(self.estimator)  # raises, with suggestions
-        options = list(inspect.signature(GUIDE_OBJECTIVES[self.estimator]).parameters)
+            beside = [] if self.objective is None else _options_of_objective(self.objective)
+            if self.objective in REUSING:
+                beside = [option for option in beside if option != PARTICLES]
+            return list(dict.fromkeys([*_options_of_estimator(self.estimator), *beside]))
+        options = _options_of_objective(self.estimator)
         return [*options, PARTICLES, "proposal"] if self.estimator == STORED else options
+
+
+def _options_of_estimator(name: str) -> list[str]:
+    if name not in ESTIMATORS:
+        make_estimator(name)  # raises, with suggestions
+    return list(inspect.signature(ESTIMATORS[name]).parameters)
+
+
+def _options_of_objective(name: str) -> list[str]:
+    if name not in GUIDE_OBJECTIVES:
+        make_guide_objective(name)  # raises, with suggestions
+    return list(inspect.signature(GUIDE_OBJECTIVES[name]).parameters)
 
 
 @dataclass(frozen=True)
@@ -109,14 +143,21 @@ class Cell:
 
         One with a second set of particles (:class:`~latentpg.estimators.SplitIS`) gets K in both.
         """
+        known = _options_of_estimator(self.line.estimator)
         options = self._options()
-        if PARTICLES in options and self.line.takes("num_value_particles"):
+        if self.line.objective is not None:  # each takes what it knows; that one of the two does is checked elsewhere
+            options = {name: value for name, value in options.items() if name in known}
+        if PARTICLES in options and "num_value_particles" in known:
             options.setdefault("num_value_particles", options[PARTICLES])
         return make_estimator(self.line.estimator, options)
 
     def build_objective(self) -> tuple[GuideObjective, ConditionalIS | None]:
         """Make the guide objective, and the estimator whose stored particles it works on, if it wants any."""
         options = self._options()
+        if self.line.objective is not None:
+            known = _options_of_objective(self.line.objective)
+            mine = {name: value for name, value in options.items() if name in known}
+            return make_guide_objective(self.line.objective, mine), None
         if self.line.estimator != STORED:
             return make_guide_objective(self.line.estimator, options), None
         stored = make_estimator("conditional-is", options)
@@ -136,8 +177,9 @@ class Study:
     """A grid of experiments.
 
     Each axis belongs to whoever has a field of its name: the source, a target or an estimator; a cell lies on the axes
-    that concern it. ``x`` is the axis that figures have to the right. With ``skip_invalid`` a cell whose estimator does
-    not fit the source is named and left out; without it, it ends the study.
+    that concern it. ``x`` is the axis that figures have to the right, and ``panels`` one whose values are panels of the
+    same figure. ``figures`` chooses some of the figures, by name; without it all are drawn. With ``skip_invalid`` a
+    cell whose estimator does not fit the source is named and left out; without it, it ends the study.
     """
 
     name: str
@@ -147,6 +189,8 @@ class Study:
     targets: Mapping[str, Target] = field(default_factory=lambda: {"gradient": Gradient()})
     axes: Mapping[str, tuple[Setting, ...]] = field(default_factory=lambda: {PARTICLES: (1, 2, 4, 8, 16, 32, 64)})
     x: str = PARTICLES
+    panels: str | None = None
+    figures: tuple[str, ...] = ()
     num_replicates: int = 200
     num_timings: int = 9
     seed: int = 0
@@ -179,6 +223,15 @@ class Study:
             _check("num_particles", size, 1)
         if self.x not in self.axes:
             raise OptionError("Study()", "`x`", expected=f"one of the axes {list(self.axes)}", got=repr(self.x))
+        others = [axis for axis in self.axes if axis != self.x]
+        if self.panels is not None and self.panels not in others:
+            raise OptionError("Study()", "`panels`", expected=f"an axis other than x: {others}", got=repr(self.panels))
+        if self.figures:
+            _check_distinct("figures", self.figures)
+        for name in self.figures:
+            if name not in PLOT_NAMES:
+                expected, fix = f"some of {', '.join(PLOT_NAMES)}", did_you_mean(name, PLOT_NAMES)
+                raise OptionError("Study()", "`figures`: unknown figure", expected=expected, got=repr(name), fix=fix)
 
     @property
     def num_particles(self) -> tuple[int, ...]:
@@ -189,15 +242,28 @@ class Study:
         """Yield every cell, target by target and curve by curve."""
         for name, target in self.targets.items():
             for line in self.lines:
-                if (line.role == "objective") is not isinstance(target, GuideGradient):
+                if not _belong(line, target):
                     continue
                 axes = [axis for axis in self.axes if self._concerns(axis, line, target)]
                 for values in itertools.product(*(self.axes[axis] for axis in axes)):
                     yield Cell(line, name, tuple(zip(axes, values, strict=True)))
 
+    def jobs(self) -> Mapping[str, Sequence[Cell]]:
+        """Gather cells into pieces of work, each by a key of its own: the steps of one procedure are one piece."""
+        found: dict[str, list[Cell]] = {}
+        for cell in self.cells():
+            steps = isinstance(self.targets[cell.target], Procedure)
+            whole = tuple(setting for setting in cell.settings if not (steps and setting[0] == STEP))
+            found.setdefault(replace(cell, settings=whole).key, []).append(cell)
+        return found
+
     def source_of(self, cell: Cell) -> Source:
         """Return the source at a cell's place on the axes."""
-        changes = {name: value for name, value in cell.settings if name in _fields_of(self.source)}
+        return self.source_at(cell.settings)
+
+    def source_at(self, settings: Sequence[tuple[str, Setting]]) -> Source:
+        """Return the source at a place on the axes."""
+        changes = {name: value for name, value in settings if name in _fields_of(self.source)}
         return replace(self.source, **changes) if changes else self.source  # type: ignore[type-var]
 
     def target_of(self, cell: Cell) -> Target:
@@ -215,12 +281,22 @@ class Study:
             "num_timings": self.num_timings,
             "skip_invalid": self.skip_invalid,
             "x": self.x,
+            "panels": self.panels,
+            "figures": list(self.figures) or None,
             "axes": {axis: list(values) for axis, values in self.axes.items()},
             "source": {"kind": source_kind(self.source), **_values_of(self.source)},
             "targets": [
                 {"name": name, "kind": kind_of(target), **_values_of(target)} for name, target in self.targets.items()
             ],
-            "lines": [{line.role: line.estimator, "proposal": line.proposal, **line.options} for line in self.lines],
+            "lines": [
+                {
+                    line.role: line.estimator,
+                    **({} if line.objective is None else {"objective": line.objective}),
+                    "proposal": line.proposal,
+                    **line.options,
+                }
+                for line in self.lines
+            ],
         }
 
     def _concerns(self, axis: str, line: Line, target: Target) -> bool:
@@ -239,6 +315,13 @@ class Study:
                 got=axis,
                 fix=did_you_mean(axis, known),
             )
+
+
+def _belong(line: Line, target: Target) -> bool:
+    """Tell whether a line can answer a target: with an objective, an estimator, or both."""
+    if isinstance(target, Procedure) and target.pairs:
+        return line.objective is not None
+    return line.objective is None and (line.role == "objective") is isinstance(target, GuideGradient)
 
 
 def kind_of(target: Target) -> str:

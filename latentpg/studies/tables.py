@@ -9,8 +9,10 @@ from statistics import NormalDist
 from typing import Any
 
 from latentpg.numerics.statistics import LEVEL, Interval, critical_value, log_log_slope
+from latentpg.studies.catalogue import MEASURES
 from latentpg.studies.expectations import Expectation, Kind, expectation_of
-from latentpg.studies.measures import MEASURES, Measured
+from latentpg.studies.measures import Measured
+from latentpg.studies.procedures import Procedure
 from latentpg.studies.run import StudyResult
 from latentpg.studies.spec import PARTICLES, Cell, Line, Setting, Study, kind_of
 
@@ -32,6 +34,7 @@ def tidy_rows(result: StudyResult) -> list[dict[str, Any]]:
             "target": measured.cell.target,
             "estimator": measured.cell.line.estimator,
             "proposal": measured.cell.line.proposal,
+            "objective": measured.cell.line.objective,
             **{axis: measured.cell.at(axis) for axis in result.study.axes},
             "measure": measured.measure,
             "unit": MEASURES[measured.measure].unit,
@@ -39,7 +42,7 @@ def tidy_rows(result: StudyResult) -> list[dict[str, Any]]:
             "low": measured.interval.low,
             "high": measured.interval.high,
             "exact": measured.exact,
-            "num_replicates": None if measured.exact else _repetitions(result, measured),
+            "num_replicates": None if measured.exact else measured.count or _repetitions(result, measured),
         }
         for measured in result.measured
     ]
@@ -71,9 +74,18 @@ class Facet:
 
 def facets(study: Study) -> list[Facet]:
     """List a study's facets, in the order of its targets and axes."""
+    return _facets(study, (study.x,))
+
+
+def pages(study: Study) -> list[Facet]:
+    """List facets without the axis of panels: what is shown together in one figure."""
+    return _facets(study, (study.x, study.panels))
+
+
+def _facets(study: Study, left_out: Sequence[str | None]) -> list[Facet]:
     found: dict[Facet, None] = {}
     for cell in study.cells():
-        settings = tuple((name, value) for name, value in cell.settings if name != study.x)
+        settings = tuple((name, value) for name, value in cell.settings if name not in left_out)
         found[Facet(cell.target, settings)] = None
 
     # a cell that some axis does not concern makes a smaller facet: it is shown within the larger ones
@@ -81,6 +93,17 @@ def facets(study: Study) -> list[Facet]:
         return small.target == large.target and set(small.settings) < set(large.settings)
 
     return [facet for facet in found if not any(within(facet, other) for other in found)]
+
+
+def is_carried_out(study: Study, facet: Facet) -> bool:
+    """Tell whether a facet's target is a procedure, with measures of its own."""
+    return isinstance(study.targets[facet.target], Procedure)
+
+
+def lines_of(result: StudyResult, facet: Facet) -> list[Line]:
+    """List the lines that something was measured of in a facet."""
+    there = {m.cell.line.label for m in result.measured if facet.holds(m.cell, result.study.x)}
+    return [line for line in result.lines if line.label in there]
 
 
 def curve(result: StudyResult, facet: Facet, line: Line, measure: str) -> list[Measured]:
@@ -101,9 +124,14 @@ class Summary:
 
 
 def summarize(result: StudyResult, facet: Facet) -> Summary:
-    """Condense a facet to one row a line: bias at the first, the middle and the last x, the rest at the middle one."""
+    """Condense a facet to one row a line: bias at the first, the middle and the last x, the rest at the middle one.
+
+    A procedure's own measures are shown at the first and the last x.
+    """
+    if is_carried_out(result.study, facet):
+        return _summarize_procedure(result, facet)
     shown = shown_values(result.study.axes[result.study.x])
-    middle, axis = shown[len(shown) // 2], "K" if result.study.x == PARTICLES else result.study.x
+    middle, axis = shown[len(shown) // 2], _axis_name(result.study.x)
     columns = (
         "estimator",
         "expected",
@@ -113,8 +141,47 @@ def summarize(result: StudyResult, facet: Facet) -> Summary:
         f"cosine {axis}={middle}",
         f"ms {axis}={middle}",
     )
-    lines = [line for line in result.lines if curve(result, facet, line, "seconds")]
+    lines = lines_of(result, facet)
     return Summary(columns, tuple(_summary_row(result, facet, line, shown, middle) for line in lines))
+
+
+def own_measures(result: StudyResult, facet: Facet) -> list[str]:
+    """List the measures that a facet has and that are neither costs nor truths, in their order."""
+    found = {m.measure for m in result.measured if facet.holds(m.cell, result.study.x)}
+    return [name for name in MEASURES if name in found - {"seconds"} and not name.startswith("true_")]
+
+
+def _summarize_procedure(result: StudyResult, facet: Facet) -> Summary:
+    study = result.study
+    ends = list(dict.fromkeys([study.axes[study.x][0], study.axes[study.x][-1]]))
+    axis = _axis_name(study.x)
+    measures = own_measures(result, facet)
+    columns = ("estimator", *(f"{MEASURES[name].label} {axis}={value}" for name in measures for value in ends))
+    rows = [
+        (line.label, *(_at(result, facet, line, name, value) for name in measures for value in ends))
+        for line in lines_of(result, facet)
+    ]
+    return Summary(columns, tuple(rows))
+
+
+def _at(result: StudyResult, facet: Facet, line: Line, measure: str, value: Setting) -> str:
+    points = curve(result, facet, line, measure)
+    found = next((m for m in points if m.cell.at(result.study.x) in (value, None)), None)
+    return "–" if found is None else describe_value(found.interval)
+
+
+def describe_value(interval: Interval) -> str:
+    """Spell a number with its interval, or alone where it has no noise.
+
+    >>> describe_value(Interval(0.5, 0.4, 0.6)), describe_value(Interval(0.5, 0.5, 0.5))
+    ('0.5 [0.4, 0.6]', '0.5')
+    """
+    value, low, high = (f"{end:.3g}" for end in (interval.value, interval.low, interval.high))
+    return value if interval.low == interval.high else f"{value} [{low}, {high}]"
+
+
+def _axis_name(axis: str) -> str:
+    return "K" if axis == PARTICLES else axis
 
 
 def shown_values(values: Sequence[Setting]) -> list[Setting]:
@@ -181,14 +248,34 @@ class Finding:
 
 def find(result: StudyResult) -> list[Finding]:
     """Hold every line of every facet against what was expected of it."""
-    pairs = [
-        (facet, line)
-        for facet in facets(result.study)
-        for line in result.lines
-        if curve(result, facet, line, "seconds")
-    ]
+    every = [facet for facet in facets(result.study) if not is_carried_out(result.study, facet)]
+    pairs = [(facet, line) for facet in every for line in lines_of(result, facet)]
     found = [_find(result, facet, line, SIGNIFICANCE / len(pairs)) for facet, line in pairs]
-    return [replace(each, text="; ".join([each.text, *_slope_of_snr(result, each)])) for each in found]
+    told = [replace(each, text="; ".join([each.text, *_slope_of_snr(result, each)])) for each in found]
+    carried_out = [page for page in pages(result.study) if is_carried_out(result.study, page)]
+    return told + [_tell(result, page, line) for page in carried_out for line in lines_of(result, page)]
+
+
+def _tell(result: StudyResult, page: Facet, line: Line) -> Finding:
+    """Say where a procedure ends: at the largest x from panel to panel, or else at the smallest and the largest x."""
+    study = result.study
+    last = study.axes[study.x][-1]
+    told = []
+    for name in own_measures(result, page):
+        points = curve(result, page, line, name)
+        if study.panels is not None:
+            axis, shown = study.panels, [m for m in points if m.cell.at(study.x) in (last, None)]
+        else:
+            axis, shown = study.x, [points[0], points[-1]] if len(points) > 1 else points
+        ends = [f"{describe_value(m.interval)}{_where(m, axis)}" for m in shown]
+        told.append(f"{MEASURES[name].label}: {', '.join(ends)}")
+    end = f" (at {_axis_name(study.x)} = {last})" if study.panels is not None else ""
+    return Finding(page, line, "; ".join(told) + end, None)
+
+
+def _where(measured: Measured, axis: str) -> str:
+    value = measured.cell.at(axis)
+    return "" if value is None else f" at {_axis_name(axis)} = {value}"
 
 
 def _slope_of_snr(result: StudyResult, finding: Finding) -> list[str]:
@@ -232,7 +319,7 @@ def _find(result: StudyResult, facet: Facet, line: Line, significance: float) ->
         case Kind.BOUND:
             ends = [describe_bias(share, 1.0) for share in (shares[0], shares[-1])]
             flat = _chance_of_difference(shares[0], shares[-1]) >= significance
-            where = "K" if result.study.x == PARTICLES else result.study.x
+            where = _axis_name(result.study.x)
             text = f"bias {ends[0]} at the smallest {where}, {ends[1]} at the largest"
             return Finding(facet, line, text, flat if result.study.x == PARTICLES else None)
 

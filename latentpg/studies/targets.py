@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from latentpg.errors import OptionError
 from latentpg.estimators import Estimator, Exact, PosteriorIS, Quadrature, entropy_surrogate
 from latentpg.numerics.divergences import k1, k2, k3
-from latentpg.numerics.rng import seeded
+from latentpg.numerics.rng import seeded, stream_seed
 from latentpg.numerics.surrogates import ppo_clip, reinforce
 from latentpg.programs import LatentPolicy, model_parameters
 from latentpg.studies.problem import Problem
-from latentpg.studies.seeds import stream_seed
 
 Part = Literal["both", "theta", "phi"]
 """Which of the model's parameters a gradient is taken in: the decoder's (theta), the prior's (phi), or both."""
@@ -49,8 +48,8 @@ class Target(Protocol):
         """Pose the quantity that ``estimator`` estimates on the problem's rows."""
         ...
 
-    def evaluations(self, per_estimate: int) -> int:
-        """Count the evaluations of log p(z, a | s) a row, from those of one estimate."""
+    def evaluations(self, problem: Problem, estimator: Estimator, per_estimate: int) -> int:
+        """Count the evaluations of log p(z, a | s) a row, from those of one of the estimator's estimates."""
         ...
 
 
@@ -60,9 +59,9 @@ class Value:
 
     def pose(self, problem: Problem, estimator: Estimator) -> Quantity:
         """Average ``log_prob`` over rows."""
-        return Quantity(problem.policy, (), [lambda: log_prob(problem, estimator).mean()])
+        return Quantity(problem.policy, (), [lambda: average(problem, log_prob(problem, estimator))])
 
-    def evaluations(self, per_estimate: int) -> int:
+    def evaluations(self, problem: Problem, estimator: Estimator, per_estimate: int) -> int:
         """One estimate."""
         return per_estimate
 
@@ -76,9 +75,9 @@ class Gradient:
     def pose(self, problem: Problem, estimator: Estimator) -> Quantity:
         """Differentiate the mean ``log_prob``."""
         chosen = part_of(problem.policy, self.parameters)
-        return Quantity(problem.policy, chosen, [lambda: log_prob(problem, estimator).mean()])
+        return Quantity(problem.policy, chosen, [lambda: average(problem, log_prob(problem, estimator))])
 
-    def evaluations(self, per_estimate: int) -> int:
+    def evaluations(self, problem: Problem, estimator: Estimator, per_estimate: int) -> int:
         """One estimate."""
         return per_estimate
 
@@ -92,9 +91,9 @@ class Ratio:
     def pose(self, problem: Problem, estimator: Estimator) -> Quantity:
         """Average the ratio of two estimates on the same particles."""
         new = moved(problem, self.drift)
-        return Quantity(new, (), [lambda: log_ratio(problem, new, estimator).exp().mean()])
+        return Quantity(new, (), [lambda: average(problem, log_ratio(problem, new, estimator).exp())])
 
-    def evaluations(self, per_estimate: int) -> int:
+    def evaluations(self, problem: Problem, estimator: Estimator, per_estimate: int) -> int:
         """One estimate under the new policy and one under the old."""
         return 2 * per_estimate
 
@@ -110,9 +109,9 @@ class RatioGradient:
         """Differentiate the mean ratio at the moved parameters."""
         new = moved(problem, self.drift)
         chosen = part_of(new, self.parameters)
-        return Quantity(new, chosen, [lambda: log_ratio(problem, new, estimator).exp().mean()])
+        return Quantity(new, chosen, [lambda: average(problem, log_ratio(problem, new, estimator).exp())])
 
-    def evaluations(self, per_estimate: int) -> int:
+    def evaluations(self, problem: Problem, estimator: Estimator, per_estimate: int) -> int:
         """One estimate under the new policy and one under the old."""
         return 2 * per_estimate
 
@@ -128,9 +127,13 @@ class PolicyGradient:
         """Differentiate the REINFORCE surrogate."""
         advantage = rewards(problem) + self.reward_offset
         chosen = part_of(problem.policy, self.parameters)
-        return Quantity(problem.policy, chosen, [lambda: reinforce(log_prob(problem, estimator), advantage).mean()])
 
-    def evaluations(self, per_estimate: int) -> int:
+        def surrogate() -> Tensor:
+            return average(problem, reinforce(log_prob(problem, estimator), advantage))
+
+        return Quantity(problem.policy, chosen, [surrogate])
+
+    def evaluations(self, problem: Problem, estimator: Estimator, per_estimate: int) -> int:
         """One estimate."""
         return per_estimate
 
@@ -149,11 +152,11 @@ class PPOClip:
 
         def surrogate() -> Tensor:
             ratio = log_ratio(problem, new, estimator).exp()
-            return ppo_clip(ratio, advantage, epsilon=self.epsilon).mean()
+            return average(problem, ppo_clip(ratio, advantage, epsilon=self.epsilon))
 
         return Quantity(new, model_parameters(new), [surrogate])
 
-    def evaluations(self, per_estimate: int) -> int:
+    def evaluations(self, problem: Problem, estimator: Estimator, per_estimate: int) -> int:
         """One estimate under the new policy and one under the old."""
         return 2 * per_estimate
 
@@ -175,6 +178,10 @@ class GRPO:
     def pose(self, problem: Problem, estimator: Estimator) -> Quantity:
         """Differentiate the mean objective at the moved parameters."""
         new, reward = moved(problem, self.drift), rewards(problem)
+        if problem.weights is not None:
+            raise OptionError(
+                "target grpo", "rows of unequal weight", expected="rows that were sampled", got="rows with weights"
+            )
         whole = len(reward) // self.group_size * self.group_size
         if self.group_size < 2 or not whole:
             raise OptionError(
@@ -194,7 +201,7 @@ class GRPO:
 
         return Quantity(new, model_parameters(new), [objective])
 
-    def evaluations(self, per_estimate: int) -> int:
+    def evaluations(self, problem: Problem, estimator: Estimator, per_estimate: int) -> int:
         """One estimate under the new policy and one under the old."""
         return 2 * per_estimate
 
@@ -212,9 +219,9 @@ class KL:
     def pose(self, problem: Problem, estimator: Estimator) -> Quantity:
         """Average the chosen function of log pi_old - log pi_new."""
         new, function = moved(problem, self.drift), {"k1": k1, "k2": k2, "k3": k3}[self.formula]
-        return Quantity(new, (), [lambda: function(-log_ratio(problem, new, estimator)).mean()])
+        return Quantity(new, (), [lambda: average(problem, function(-log_ratio(problem, new, estimator)))])
 
-    def evaluations(self, per_estimate: int) -> int:
+    def evaluations(self, problem: Problem, estimator: Estimator, per_estimate: int) -> int:
         """One estimate under the new policy and one under the old."""
         return 2 * per_estimate
 
@@ -231,22 +238,26 @@ class EntropyGradient:
 
     def pose(self, problem: Problem, estimator: Estimator) -> Quantity:
         """Differentiate the mean entropy surrogate."""
-        # without chance there is nothing to be independent of, and noise of the guide's would not be the estimator's
-        same = self.value_particles == 0 or isinstance(estimator, Exact | Quadrature) or estimator == problem.exact
+        independent = self._draws_value(problem, estimator)
 
         def bonus() -> Tensor:
             slope = log_prob(problem, estimator)
-            if same:
-                return entropy_surrogate(slope, slope.detach()).mean()
+            if not independent:
+                return average(problem, entropy_surrogate(slope, slope.detach()))
             with torch.no_grad():
                 value = log_prob(problem, PosteriorIS(self.value_particles))
-            return entropy_surrogate(slope, value).mean()
+            return average(problem, entropy_surrogate(slope, value))
 
         return Quantity(problem.policy, model_parameters(problem.policy), [bonus])
 
-    def evaluations(self, per_estimate: int) -> int:
-        """One estimate, and the independent particles of the value."""
-        return per_estimate + self.value_particles
+    def evaluations(self, problem: Problem, estimator: Estimator, per_estimate: int) -> int:
+        """One estimate, and the independent particles of the value where any are drawn."""
+        return per_estimate + self.value_particles * self._draws_value(problem, estimator)
+
+    def _draws_value(self, problem: Problem, estimator: Estimator) -> bool:
+        # without chance there is nothing to be independent of, and noise of the guide's would not be the estimator's
+        is_exact = isinstance(estimator, Exact | Quadrature) or estimator == problem.exact
+        return self.value_particles > 0 and not is_exact
 
 
 MODEL_TARGETS: Mapping[str, Callable[..., Target]] = {
@@ -261,6 +272,11 @@ MODEL_TARGETS: Mapping[str, Callable[..., Target]] = {
     "entropy-gradient": EntropyGradient,
 }
 """Every target of an estimator of log pi, by name; :data:`latentpg.studies.spec.TARGETS` has the guide's too."""
+
+
+def average(problem: Problem, rows: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+    """Average over rows, by the problem's weights if it has any."""
+    return rows.mean() if problem.weights is None else (problem.weights * rows).sum()
 
 
 def log_prob(problem: Problem, estimator: Estimator) -> Float[Tensor, " B"]:

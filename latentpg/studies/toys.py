@@ -19,13 +19,12 @@ from torch import Tensor, nn
 
 from latentpg.errors import OptionError, ShapeError, did_you_mean
 from latentpg.estimators import Exact
-from latentpg.numerics.rng import seeded
+from latentpg.numerics.rng import seeded, stream_seed
 from latentpg.oracles import TabularLatentPolicy
-from latentpg.programs import Categorical, Observations, Span, act
+from latentpg.programs import Categorical, LatentPolicy, Observations, Span, act
 from latentpg.studies.guides import train_guide
 from latentpg.studies.problem import Problem
 from latentpg.studies.references import EnumeratedPosterior, enumerated_facts
-from latentpg.studies.seeds import stream_seed
 
 GuideQuality = Literal["random", "prior", "exact", "trained"]
 """What a toy's guide is: tables drawn at random, the prior, the posterior, or random ones after some training."""
@@ -106,6 +105,10 @@ class RandomToys:
     one latent a row, ends on that very latent; ``wake``, which looks at the guide's own draws, can end where it draws
     one latent only. The guide's tables can hold the posterior, which the default's optimum is. Model, actions and
     latents are the same whatever the guide.
+
+    ``actions = "every"`` has a row for each state with each action, weighted by the policy's own probability of it in
+    place of one that was drawn: averages over rows are then expectations over what the policy does, in which a
+    reward's offset has no gradient.
     """
 
     num_rows: int = 32
@@ -113,6 +116,7 @@ class RandomToys:
     num_actions: int = 3
     span: int = 1
     scale: float | int = 1.0
+    actions: Literal["drawn", "every"] = "drawn"
     guide: GuideQuality = "random"
     guide_objective: str = "elbo"
     guide_steps: int = 100
@@ -127,6 +131,10 @@ class RandomToys:
         for name in ("scale", "guide_learning_rate"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise OptionError("RandomToys()", f"`{name}`", expected="a number > 0", got=repr(getattr(self, name)))
+        if self.actions not in ("drawn", "every") or (self.actions == "every" and self.span > 1):
+            raise OptionError(
+                "RandomToys()", "`actions`", expected="drawn, or every where span is 1", got=repr(self.actions)
+            )
         if self.guide not in get_args(GuideQuality):
             raise OptionError(
                 "RandomToys()",
@@ -139,8 +147,9 @@ class RandomToys:
     def describe(self) -> str:
         """Say what the rows are."""
         steps = f" of {self.span} steps" if self.span > 1 else ""
+        rows = "rows" if self.actions == "drawn" else "states, every action by its probability,"
         return (
-            f"{self.num_rows} rows{steps} of random softmax tables, {self.num_latents} latents, "
+            f"{self.num_rows} {rows}{steps} of random softmax tables, {self.num_latents} latents, "
             f"{self.num_actions} actions, logits of scale {self.scale:g}, {self._guide_in_words()} guide"
         )
 
@@ -155,14 +164,21 @@ class RandomToys:
         obs = self._observations()
         with seeded(stream_seed(seed, "act")):
             acted = act(policy, obs)
+        action, latents, weights = acted.action, acted.latents, None
+        if self.actions == "every":
+            action = torch.arange(self.num_actions).repeat(self.num_rows)
+            obs = torch.arange(self.num_rows).repeat_interleave(self.num_actions)
+            weights = _log_pi(policy, obs, action).exp() / self.num_rows
+            with seeded(stream_seed(seed, "latents")):
+                latents = EnumeratedPosterior.of(policy, obs, action)()
         with seeded(stream_seed(seed, "guide")):
             _set_guide(policy, self.guide, normal)
             if self.guide == "trained":
                 train_guide(
                     policy,
                     obs,
-                    acted.action,
-                    acted.latents,
+                    action,
+                    latents,
                     objective=self.guide_objective,
                     steps=self.guide_steps,
                     learning_rate=self.guide_learning_rate,
@@ -170,12 +186,14 @@ class RandomToys:
         return Problem(
             policy,
             obs,
-            acted.action,
-            acted.latents,
-            {"guide": self._guide_in_words(), **enumerated_facts(policy, obs, acted.action)},
+            action,
+            latents,
+            {"guide": self._guide_in_words(), **enumerated_facts(policy, obs, action)},
             exact=Exact(),
-            redraw=EnumeratedPosterior.of(policy, obs, acted.action),
+            redraw=EnumeratedPosterior.of(policy, obs, action),
             seed=seed,
+            every_action=torch.arange(self.num_actions) if self.span == 1 and self.actions == "drawn" else None,
+            weights=weights,
         )
 
     def _draw(self, normal: Callable[..., Tensor]) -> TabularLatentPolicy | SpanSoftmaxPolicy:
@@ -195,6 +213,11 @@ class RandomToys:
         if self.guide != "trained":
             return self.guide
         return f"trained ({self.guide_steps} steps of Adam, rate {self.guide_learning_rate:g}, {self.guide_objective})"
+
+
+def _log_pi(policy: LatentPolicy, obs: Observations, action: Tensor) -> Tensor:
+    with torch.no_grad():
+        return Exact().estimate(policy, obs, action, Exact().propose(policy, obs, action)).log_prob
 
 
 def _set_guide(

@@ -19,10 +19,8 @@ from latentpg.errors import OptionError
 from latentpg.estimators import Estimator
 from latentpg.estimators.base import Particles
 from latentpg.estimators.guides import GuideObjective
-from latentpg.programs import LatentPolicy, Latents, Observations, model_parameters
-
-Rows: TypeAlias = tuple[Observations, Tensor]
-"""A batch: observations and actions of the same rows."""
+from latentpg.programs import LatentPolicy, Latents, model_parameters
+from latentpg.studies.problem import Rows
 
 Schedule: TypeAlias = Callable[[int], float]
 """A learning rate for each step, counted from zero."""

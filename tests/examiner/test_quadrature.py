@@ -120,15 +120,15 @@ def test_the_noises_nodes_are_the_closed_form_in_the_limit() -> None:
     assert log_likelihood(policy, obs, action).shape == (5, 8)
 
 
-def peaked() -> Model:
-    """Return a decoder a hundred times narrower than the guide."""
+def peaked(noise: float = 0.01) -> Model:
+    """Return a decoder a hundred times narrower than the guide, or as narrow as is asked for."""
     one = torch.ones(1, 1, dtype=torch.float64)
     policy = LinearGaussianPolicy(
         prior_loc=0 * one,
         prior_log_scale=0 * one,
         weight=one[None],
         bias=0 * one,
-        log_noise=math.log(0.01) * one[0],
+        log_noise=math.log(noise) * one[0],
     )
     return Model(policy, policy, torch.zeros(1, dtype=torch.int64), 1.3 * one)
 
@@ -146,6 +146,16 @@ def test_it_accepts_the_same_decoder_under_its_posterior() -> None:
         model.policy.guide_bias.copy_(posterior.mean)
         model.policy.guide_log_scale.copy_(posterior.variance.sqrt().log())
     assert off_by(estimate(Quadrature(), model), model.policy.log_pi(model.states, model.action)) < EXACT
+
+
+def test_many_nodes_settle_what_few_do_not() -> None:
+    """They are checked against 512, whose outer weights are below the smallest float."""
+    model = peaked(0.3)
+    assert isinstance(model.policy, LinearGaussianPolicy)
+    with pytest.raises(QuadratureError, match="do not settle"):
+        estimate(Quadrature(32), model)
+    closed = model.policy.log_pi(model.states, model.action)
+    assert off_by(estimate(Quadrature(256), model), closed) < EXACT
 
 
 def test_it_refuses_more_than_three_gaussian_dimensions() -> None:

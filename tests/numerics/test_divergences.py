@@ -1,5 +1,7 @@
 """k1, k2 and k3: the table of their module's docstring, by exact sums over the actions of softmax policies."""
 
+from math import log
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
-from latentpg.numerics.divergences import k1, k2, k3
+from latentpg.errors import ShapeError
+from latentpg.numerics.divergences import k1, k2, k3, kl_old_new
 
 EXACT = 1e-12
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
@@ -88,3 +91,44 @@ def test_k3_keeps_its_digits_near_zero() -> None:
     """x^2 / 2 to second order, where e^-x - 1 + x in so many words would be lost to rounding."""
     small = torch.tensor([1e-5], dtype=torch.float64)
     assert float(k3(small)) == pytest.approx(5e-11, rel=1e-4)
+
+
+@given(tables, tables)
+def test_from_the_old_policys_actions(logits: Tensor, old: Tensor) -> None:
+    """KL(old || new) in value and gradient, -E_old[∇log pi_new], at any new policy."""
+    logits.requires_grad_()
+    log_new, log_old = logits.log_softmax(-1), old.log_softmax(-1)
+    mean = (log_old.exp() * kl_old_new(log_old.unsqueeze(0), log_new.unsqueeze(0))).sum()
+    exact = divergence(log_old, log_new)
+    assert off_by(mean, exact) < 1e3 * EXACT
+    (value,) = torch.autograd.grad(mean, logits, retain_graph=True)
+    for expected in (exact, -(log_old.exp() * log_new).sum()):
+        assert off_by(value, torch.autograd.grad(expected, logits, retain_graph=True)[0]) < 1e3 * EXACT
+
+
+def test_kl_old_new_golden() -> None:
+    """Old (1/2, 1/2), new (1/4, 3/4): 1/2 - 1 + log 2 and 3/2 - 1 - log 3/2, their mean (log 4/3)/2; slopes ρ - 1."""
+    old, new = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()
+    each = [log(2) - 0.5, 0.5 - log(1.5)]
+    assert kl_old_new(old.unsqueeze(0), new.unsqueeze(0)).tolist() == pytest.approx(each)
+    at = new.clone().requires_grad_()
+    mean = kl_old_new(old, at)
+    assert float(mean.detach()) == pytest.approx(log(4 / 3) / 2)
+    mean.backward()
+    assert at.grad is not None and at.grad.tolist() == pytest.approx([-0.25, 0.25])
+
+
+def test_where_new_is_old_no_sample_of_kl_old_new_has_a_gradient() -> None:
+    """Not only their mean: ρ - 1 = 0; and none goes to the old log-probabilities."""
+    new, old = torch.tensor([[-1.0], [-2.0]], requires_grad=True), torch.tensor([[-1.0], [-2.0]], requires_grad=True)
+    kl_old_new(old, new).sum().backward()
+    assert new.grad is not None and new.grad.tolist() == [[0.0], [0.0]]
+    assert old.grad is None
+
+
+@pytest.mark.production
+def test_shapes_of_kl_old_new() -> None:
+    with pytest.raises(ShapeError, match=r"`log_prob_new`[\s\S]*\[2, 3\]"):
+        kl_old_new(torch.zeros(2, 3), torch.zeros(3))
+    with pytest.raises(ShapeError, match=r"`log_prob_old`[\s\S]*M >= 1"):
+        kl_old_new(torch.zeros(0, 3), torch.zeros(0, 3))

@@ -66,11 +66,50 @@ def test_units_do_not_matter(scale: float) -> None:
         assert large.high == pytest.approx(small.high * scale**power, rel=1e-6)
 
 
-def test_a_median_takes_the_ranks_that_reach_the_level() -> None:
+def test_a_median_lies_between_interpolated_ranks() -> None:
     values = torch.arange(1.0, 10.0)
-    # of nine, ranks 2 and 8 leave out 2 (1 + 9) / 512 = 3.9 %; ranks 3 and 7 would leave out 18 %
-    assert statistics.median_interval(values[torch.randperm(9)]) == Interval(5.0, 2.0, 8.0)
+    # of nine, ranks 2 and 8 leave out 2 (1 + 9) / 512 = 3.9 %, ranks 3 and 7 2 (1 + 9 + 36) / 512 = 18 %
+    share = (0.05 - 20 / 512) / (92 / 512 - 20 / 512)
+    inward = 7 * share / (2 + 5 * share)  # n = 9, d = 2: (n - d) I / (d + (n - 2d) I)
+    found = statistics.median_interval(values[torch.randperm(9)])
+    assert (found.value, found.low, found.high) == pytest.approx((5.0, 2 + inward, 8 - inward), rel=1e-6)
     assert statistics.median_interval(torch.tensor([1.0, 2.0, 3.0])) == Interval(2.0, 1.0, 3.0)
+    assert statistics.median_interval(torch.tensor([1.0, 2.0])) == Interval(1.5, 1.0, 2.0)
+
+
+def test_the_long_tail_moves_an_end_by_the_skewness_written_out() -> None:
+    """One in 200 is a thousand times the others: the log scale alone reaches e^(t s / mean √R), which is not enough."""
+    with seeded(0):
+        values = -torch.rand(200, dtype=torch.float64).log()
+    values = values.pow(3)
+    found, t, size = statistics.positive_mean_interval(values), 1.9720, 200
+    mean, error = float(values.mean()), float(values.std()) / math.sqrt(size)
+    skewness = float((values - mean).pow(3).mean()) / float((values - mean).square().mean()) ** 1.5
+    reach = min(t, skewness * (2 * t**2 + 1) / (6 * math.sqrt(size)))
+    assert found.low == pytest.approx(mean * math.exp(-t * error / mean), rel=1e-3)
+    assert found.high == pytest.approx(mean + (t + reach) * error, rel=1e-3)
+    assert found.high > 1.01 * mean * math.exp(t * error / mean)
+
+
+def test_the_lower_end_of_a_ratio_reaches_further_under_a_long_tail() -> None:
+    """A variance that ten of 200 replicates make lengthens the lower end, one that all make does not."""
+    size = 200
+    sign = torch.ones(size, dtype=torch.float64)
+    sign[::2] = -1
+    tail = torch.where(torch.arange(size) < 10, 4.0, 0.3).double() * sign
+    for noise, is_longer in ((tail, True), (sign * torch.linspace(0.9, 1.1, size, dtype=torch.float64), False)):
+        sample = (noise + 2).unsqueeze(1)
+        moments = statistics._Moments.of(sample / float(noise.std()))
+        spread = (
+            2 * moments.trace_of_square / size**2,
+            4 * moments.along / size,
+            -4 * moments.skew / size,
+            moments.spread_of_square / size,
+        )
+        plain = statistics._invert(moments.squared_mean, spread, statistics.critical_value(size - 1))
+        found = statistics.signal_to_noise_interval(sample)
+        assert (found.low < 0.98 * plain.low) is is_longer
+        assert found.high == pytest.approx(plain.high)
 
 
 def test_a_slope_weighs_points_by_their_intervals() -> None:
@@ -78,6 +117,13 @@ def test_a_slope_weighs_points_by_their_intervals() -> None:
     slope = statistics.log_log_slope([1, 2, 4, 8], points)
     assert slope.low < -1 < slope.high
     assert slope.high - slope.low < 0.1
+
+
+def test_a_point_without_an_upper_end_is_weighed_by_its_lower_half() -> None:
+    known = [Interval(1 / k, 0.9 / k, 1 / 0.9 / k) for k in (1, 2, 4)]
+    open_ended = [*known[:2], Interval(0.25, 0.225, math.inf)]
+    expected = statistics.log_log_slope([1, 2, 4], known)
+    assert statistics.log_log_slope([1, 2, 4], open_ended).high == pytest.approx(expected.high)
 
 
 def test_a_slope_needs_points_that_stand_out() -> None:

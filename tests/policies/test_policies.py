@@ -9,13 +9,14 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from latentpg.errors import OptionError, ShapeError
+from latentpg.errors import OptionError, ShapeError, SupportError
 from latentpg.estimators import Exact, PosteriorIS, Prior
 from latentpg.estimators.guides import ELBOGuide, Recorded
 from latentpg.policies import GaussianPolicy, MixturePolicy, TwoLevelPolicy
 from latentpg.policies.common import Trunk
 from latentpg.programs import (
     LatentPolicy,
+    Latents,
     Observations,
     Span,
     act,
@@ -230,19 +231,49 @@ def test_padding_changes_no_probability_and_no_gradient(kind: str, actions: str,
     other, other_action = padded(actions, span, action, extra)
     assert not torch.equal(other_action[:, :STEPS], action) and not torch.equal(other.obs[:, :STEPS], span.obs)
     latents = draw_prior(policy, span, num_particles=4).latents
-    weight = torch.linspace(0.5, 2.0, ROWS, dtype=torch.float64)  # so that rows' gradients cannot stand in for others'
-
-    def everything(obs: Span, taken: Tensor) -> list[Tensor]:
-        joint = log_joint(policy, obs, taken, latents)
-        log_q = score_guide(policy, obs, taken, latents).log_prob
-        found = gradients(joint * weight, model_parameters(policy))
-        found += gradients(log_q * weight, policy.guide_parameters())
-        return [joint, log_q, *[value for value in found if value is not None]]
-
-    ours, theirs = everything(span, action), everything(other, other_action)
+    ours, theirs = (everything(policy, latents, *rows) for rows in ((span, action), (other, other_action)))
     assert len(ours) == 2 + len(list(policy.parameters()))
     for a, b in zip(ours, theirs, strict=True):
         assert off_by(a, b) < EXACT
+
+
+@each_action
+@each_kind
+def test_padding_may_hold_what_no_network_can_read(kind: str, actions: str) -> None:
+    """NaN in observations, and actions outside their support; the encoder has no value at zero either."""
+    policy, span = make(kind, actions, encoder=Direction()), observations("span")
+    assert isinstance(span, Span)
+    action = act(policy, span).action
+    spoilt, taken = Span(span.obs.clone(), span.mask), action.clone()
+    spoilt.obs[~span.mask] = torch.nan
+    taken[~span.mask] = torch.nan if taken.is_floating_point() else 99
+    latents = draw_prior(policy, span, num_particles=4).latents
+    ours, theirs = (everything(policy, latents, *rows) for rows in ((span, action), (spoilt, taken)))
+    for a, b in zip(ours, theirs, strict=True):
+        assert bool(b.isfinite().all()) and off_by(a, b) < EXACT
+    drawn = act(policy, spoilt)
+    assert bool(drawn.log_joint.isfinite().all()) and bool(drawn.action.double().isfinite().all())
+    with pytest.raises(SupportError):  # in an executed step it is refused as ever
+        spoilt_too = action.clone()
+        spoilt_too[0, 1] = taken[~span.mask][0]
+        everything(policy, latents, span, spoilt_too)
+
+
+class Direction(nn.Module):
+    """An encoder that divides by the observation's length."""
+
+    def forward(self, flat: Tensor) -> Tensor:
+        return flat / flat.norm(dim=-1, keepdim=True)
+
+
+def everything(policy: ReadyMade, latents: Latents, obs: Observations, taken: Tensor) -> list[Tensor]:
+    """Compute both densities and all their gradients, rows weighted so that none can stand in for another."""
+    weight = torch.linspace(0.5, 2.0, ROWS, dtype=torch.float64)
+    joint = log_joint(policy, obs, taken, latents)
+    log_q = score_guide(policy, obs, taken, latents).log_prob
+    found = gradients(joint * weight, model_parameters(policy))
+    found += gradients(log_q * weight, policy.guide_parameters())
+    return [joint, log_q, *[value for value in found if value is not None]]
 
 
 @each_action

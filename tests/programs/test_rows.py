@@ -49,6 +49,14 @@ def test_rows_are_taken_at_another_dimension_and_from_mappings() -> None:
     assert [part.tolist() for part in pair] == [[2, 0], [2, 0]]
 
 
+def test_rows_without_entries_are_repeated() -> None:
+    """Observations of a policy that looks at nothing; the number of rows cannot be told from that of their entries."""
+    assert repeat_rows(torch.zeros(3, 0), 4).shape == (12, 0)
+    assert repeat_rows(torch.zeros(0, 5), 4).shape == (0, 5)
+    blind = repeat_rows(Span(torch.zeros(3, 2, 0), torch.ones(3, 2, dtype=torch.bool)), 4)
+    assert blind.obs.shape == (12, 2, 0) and blind.mask.shape == (12, 2)
+
+
 def test_the_first_step_of_a_span() -> None:
     batch = span(3, 4)
     assert torch.equal(batch.first, batch.obs[:, 0])

@@ -11,11 +11,20 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 
 import latentpg
 from latentpg.errors import StudyError
-from latentpg.runs import FORMAT_VERSION, create_run_folder, describe_circumstances, publish, write_csv, write_json
+from latentpg.runs import (
+    FORMAT_VERSION,
+    create_run_folder,
+    describe_circumstances,
+    publish,
+    write_csv,
+    write_json,
+    write_parquet,
+)
 from latentpg.runs.files import to_toml, write_toml
 from latentpg.runs.folder import RunFolder
 
@@ -179,3 +188,26 @@ def test_the_commit_is_this_repositorys_or_none() -> None:
     commit = describe_circumstances()["commit"]
     is_checkout = (Path(latentpg.__file__).parents[1] / ".git").exists()
     assert commit is None if not is_checkout else len(commit.partition("+")[0]) == 40
+
+
+def test_parquet_is_the_same_table(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"K": 1, "word": "a", "value": 0.5, "exact": True},
+        {"K": None, "word": None, "value": math.inf, "exact": False},
+    ]
+    assert write_parquet(tmp_path / "t.parquet", rows)
+    read = pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist()
+    assert read == [{**row, "format_version": FORMAT_VERSION} for row in rows]
+    assert [path.name for path in tmp_path.iterdir()] == ["t.parquet"]
+
+
+def test_without_pyarrow_there_is_no_parquet_and_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert not write_parquet(tmp_path / "t.parquet", [{"a": 1}])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.production
+def test_parquet_wants_equal_columns(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="write_parquet"):
+        write_parquet(tmp_path / "t.parquet", [{"a": 1}, {"b": 1}])

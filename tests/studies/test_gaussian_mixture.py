@@ -123,7 +123,7 @@ def test_the_measures_against_sums_written_out() -> None:
     assert float(weight_distance(policy)) == pytest.approx(between, rel=1e-6)
     assert float(guide_distance(policy, action)) == pytest.approx(distance(paper_weights()), rel=1e-6)
     assert float(guide_distance_to_model(policy, action)) == pytest.approx(distance(start_weights()), rel=1e-6)
-    assert list(mixture_metrics(policy, action).values()) == pytest.approx(
+    assert [float(value) for value in mixture_metrics(policy, action).values()] == pytest.approx(
         [between, distance(paper_weights()), distance(start_weights())], rel=1e-6
     )
     assert float(weight_distance(MixtureModel(start="true"))) < 1e-7
@@ -139,7 +139,8 @@ def test_the_source_builds_one_problem_a_seed() -> None:
         assert torch.equal(ours, theirs)
     assert first.latents is None and first.exact == Exact() and first.redraw is not None
     assert first.redraw()["z"].shape == (7,)
-    assert first.facts == mixture_metrics(first.policy, first.action)
+    measured = mixture_metrics(first.policy, first.action)
+    assert first.facts == {name.replace("_", " "): float(value) for name, value in measured.items()}
     assert source.describe() == "7 points of a 5-component Gaussian mixture"
     # more rows are other rows of the same policy
     larger = replace(source, num_rows=9).build(3).policy

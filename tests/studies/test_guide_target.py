@@ -6,15 +6,26 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from torch import Tensor
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from latentpg.errors import OptionError
-from latentpg.estimators import ConditionalIS, Guide, Particles, Prior, Proposal, make_guide_objective
-from latentpg.estimators.guides import VIMCO, ConditionalWake, GuideObjective, Recorded, ScoreELBO, Wake
+from latentpg.estimators import (
+    GUIDE_OBJECTIVES,
+    ConditionalIS,
+    Guide,
+    Particles,
+    Prior,
+    Proposal,
+    make_guide_objective,
+)
+from latentpg.estimators.guides import VIMCO, ConditionalWake, GuideObjective, Recorded, ScoreELBO, Sleep, Wake
 from latentpg.numerics.rng import seeded
 from latentpg.oracles import TabularLatentPolicy
 from latentpg.oracles.replay import replay
-from latentpg.programs import LatentPolicy, Latents, Observations
+from latentpg.policies import GaussianPolicy
+from latentpg.programs import LatentPolicy, Latents, Observations, act
 from latentpg.studies import Cell, Line, Problem, guide_target
 from latentpg.studies.guide_target import BOUND, INCLUSIVE, MULTI_SAMPLE, GuideGradient
 from latentpg.studies.measures import measure_cell, once, pose
@@ -202,6 +213,62 @@ def test_the_groups_size_counts_the_stored_particles(problem: Problem, monkeypat
     assert len(GuideGradient().pose(problem, VIMCO(6)).pieces) == 3
     assert len(GuideGradient().pose(problem, ConditionalWake(), ConditionalIS(4, Prior())).pieces) == 2
     assert len(GuideGradient().pose(problem, Recorded()).pieces) == 1
+
+
+def test_the_groups_size_counts_the_dreams(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guide_target, "GROUP", 12)
+    assert len(GuideGradient().pose(problem, Sleep(6)).pieces) == 3
+    assert len(GuideGradient().pose(problem, Sleep(1)).pieces) == 1
+
+
+COUNTED = {
+    "elbo": 5,
+    "elbo-score": 5,
+    "elbo-stl": 5,
+    "iwae": 5,
+    "iwae-dreg": 5,
+    "vimco": 5,
+    "wake": 5,
+    "sleep": 4,
+    "recorded": 0,
+    "conditional-wake": 5,
+}
+"""Evaluations of log p(z, a | s) a row with five particles or four dreams."""
+
+
+@pytest.mark.parametrize("name", GUIDE_OBJECTIVES)
+def test_evaluations_are_those_that_happen(name: str) -> None:
+    """A hook on the decoder's head counts the actions that are scored."""
+    with seeded(0):
+        policy = GaussianPolicy(spaces.Box(-1.0, 1.0, (2,)), spaces.Discrete(3), hidden=(4,))
+        obs = torch.randn(3, 2)
+        acted = act(policy, obs)
+    problem = Problem(policy, obs, acted.action, acted.latents)
+    match name:
+        case "sleep":
+            where = cell(name, num_dreams=4)
+        case "recorded":
+            where = cell(name)
+        case _:
+            where = cell(name, "guide" if name == "conditional-wake" else None, num_particles=5)
+    posed, counted = pose(where, GuideGradient(), problem), 0
+
+    def count(module: nn.Module, arguments: object, output: Distribution) -> Distribution:
+        def log_prob(value: Tensor) -> Tensor:
+            nonlocal counted
+            scored = score(value)
+            counted += scored.numel()
+            return scored
+
+        score, output.log_prob = output.log_prob, log_prob  # type: ignore[method-assign]
+        return output
+
+    hook = policy.decoder.head.register_forward_hook(count)
+    try:
+        once(posed.quantity)
+    finally:
+        hook.remove()
+    assert counted == posed.per_row * len(obs) == COUNTED[name] * len(obs)
 
 
 def test_only_selects_parameters_in_its_own_order() -> None:

@@ -1,6 +1,7 @@
 """The linear-Gaussian model against another implementation of it, and the slopes of its guide's signal-to-noise."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,13 +9,16 @@ from gymnasium import spaces
 from torch import Tensor
 
 from latentpg.errors import EstimatorError, OptionError, ShapeError
+from latentpg.estimators import ClosedForm, replicate
 from latentpg.estimators.guides import IWAE, DoublyReparameterized, ELBOGuide, GuideObjective, Recorded, Wake
 from latentpg.numerics.rng import seeded
 from latentpg.numerics.statistics import norm_of_mean_interval, signal_to_noise_interval
 from latentpg.oracles import LinearGaussianPolicy
 from latentpg.policies import TwoLevelPolicy
 from latentpg.programs import log_joint, score_guide
-from latentpg.studies.coordinate_snr import coordinate_snr_interval, guide_gradients, snr_slope
+from latentpg.studies import guide_target
+from latentpg.studies.coordinate_snr import MIN_EFFECTIVE, coordinate_snr_interval, snr_slope
+from latentpg.studies.guide_target import GuideGradient
 from latentpg.studies.linear_gaussian import (
     LinearGaussianData,
     SharedGaussianPolicy,
@@ -22,7 +26,6 @@ from latentpg.studies.linear_gaussian import (
     inclusive_loss,
 )
 from latentpg.studies.problem import Problem, Source
-from latentpg.studies.references import ClosedForm
 
 SMALL = LinearGaussianData(dimension=3, num_data=70, perturbation=0.3)
 
@@ -131,12 +134,32 @@ def test_redrawn_latents_have_the_law_of_the_posterior(problem: Problem) -> None
     assert float((standardized.square().mean(0) - 1).abs().max()) < 4.5 * math.sqrt(2 / 4000)
 
 
-def test_gradients_put_together_from_groups_of_rows_are_those_of_all_rows(problem: Problem) -> None:
+def guide_gradients(problem: Problem, objective: GuideObjective, *, num_replicates: int) -> Tensor:
+    """Draw replicates ``[R, P]`` of the gradient in psi: b first, then A."""
+    quantity, total = GuideGradient().pose(problem, objective), torch.zeros(())
+    for piece in quantity.pieces:
+        part, _ = replicate(problem.policy, quantity.parameters, piece, num_replicates=num_replicates, chunk_size=8)
+        total = total + part
+    return total
+
+
+def test_gradients_put_together_from_groups_of_rows_are_those_of_all_rows(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The recorded latent alone leaves no chance, and 70 rows make three uneven groups."""
-    found = guide_gradients(problem, Recorded(), num_replicates=2)
+    monkeypatch.setattr(guide_target, "GROUP", 32)
+    fixed = replace(problem, redraw=None)
+    assert [len(GuideGradient().pose(each, Recorded()).pieces) for each in (fixed, problem)] == [3, 3]
+    found = guide_gradients(fixed, Recorded(), num_replicates=2)
     assert problem.latents is not None
     loss = Recorded().loss(problem.policy, problem.obs, problem.action, latents=problem.latents).mean()
     torch.testing.assert_close(found, psi_gradient(problem, loss).expand(2, -1))
+
+
+def test_the_coordinates_of_b_can_be_had_alone(problem: Problem) -> None:
+    """Which the averaged ratio is of."""
+    only = GuideGradient(only=("guide_bias",)).pose(problem, IWAE(2))
+    assert [id(each) for each in only.parameters] == [id(policy_of(problem).guide_bias)]
 
 
 @pytest.mark.parametrize(
@@ -157,17 +180,61 @@ def test_replicates_have_the_closed_form_for_their_mean(objective: GuideObjectiv
 
 def test_the_interval_of_the_ratio_is_the_jackknife_written_out() -> None:
     with seeded(0):
-        sample = torch.randn(30, 2, dtype=torch.float64) + torch.tensor([1.0, -3.0])
+        sample = torch.randn(80, 2, dtype=torch.float64) + torch.tensor([0.2, -3.0])
 
-    def ratio(x: Tensor) -> float:
-        return sum(abs(float(x[:, d].mean())) / float(x[:, d].std()) for d in range(2)) / 2
+    def ratio(x: Tensor, less_floor: float) -> float:
+        each = [abs(float(x[:, d].mean())) / float(x[:, d].std()) for d in range(2)]
+        shown = [math.sqrt(6 / (math.pi * len(x))) * math.exp(-len(x) * snr**2) for snr in each]
+        return (sum(each) - less_floor * sum(shown)) / 2
 
-    left_out = torch.tensor([math.log(ratio(torch.cat([sample[:r], sample[r + 1 :]]))) for r in range(30)])
-    error = math.sqrt(29 / 30 * float((left_out - left_out.mean()).square().sum()))
-    found = coordinate_snr_interval(sample)
-    assert found.value == pytest.approx(ratio(sample))
-    assert math.log(found.high / found.value) == pytest.approx(2.045 * error, rel=2e-3)  # Student's t, 29 degrees
-    assert found.value / found.low == pytest.approx(found.high / found.value)
+    def error(left_out: list[float]) -> float:
+        return math.sqrt(79 / 80 * sum((x - sum(left_out) / 80) ** 2 for x in left_out))
+
+    without = [torch.cat([sample[:r], sample[r + 1 :]]) for r in range(80)]
+    found, t = coordinate_snr_interval(sample), 1.990  # Student's t, 79 degrees
+    assert found.value == pytest.approx(ratio(sample, 0))
+    upper = t * error([math.log(ratio(x, 0)) for x in without])
+    assert math.log(found.high / found.value) == pytest.approx(upper, rel=2e-3)
+    lower = ratio(sample, 1) - t * error([ratio(x, 1) for x in without])
+    assert found.low == pytest.approx(lower, rel=2e-3)
+    assert ratio(sample, 0) - ratio(sample, 1) > 1e-3  # so that leaving the floor on would be seen
+
+
+def test_no_interval_of_the_ratio_is_claimed_where_a_coordinate_hardly_varies() -> None:
+    """The second coordinate varies in so many of 100 replicates; the ratio of one that never does is left out."""
+
+    def with_events(count: int) -> Tensor:
+        sample = torch.randn(100, 2, dtype=torch.float64) + 1
+        sample[:, 1] = (torch.arange(100) < count).double()
+        return sample
+
+    with seeded(0):
+        never, few, many = (coordinate_snr_interval(with_events(count)) for count in (0, MIN_EFFECTIVE - 2, 20))
+        alone = with_events(0)[:, :1]
+    for unclaimed in (never, few):
+        assert (unclaimed.low, unclaimed.high) == (0.0, math.inf)
+    assert math.isfinite(few.value) and math.isfinite(never.value)
+    assert 0 < many.low < many.value < many.high < math.inf
+    both = torch.cat([alone, torch.full_like(alone, 7.0)], 1)
+    assert coordinate_snr_interval(both).value == pytest.approx(coordinate_snr_interval(alone).value)
+
+
+def test_coordinates_without_a_signal_are_covered_too() -> None:
+    """Twenty means of zero show a ratio of √(2 / πR) = .056, and the interval must still reach down to zero.
+
+    It covers more than 98 %: nothing lies below zero, so that one half of the errors cannot be made, and the other half
+    is judged by the spread of a mean, which is larger than that of its absolute value.
+    """
+    hits, signal = 0, 0
+    with seeded(4):
+        for _ in range(300):
+            sample = torch.randn(200, 20, dtype=torch.float64)
+            found = coordinate_snr_interval(sample)
+            assert found.value > 0.03
+            hits += found.low == 0
+            signal += coordinate_snr_interval(sample + 0.2).low > 0
+    assert hits / 300 >= 0.93
+    assert signal == 300  # a ratio of .2, which is 2.8 standard errors a coordinate, is told from none
 
 
 def test_the_interval_of_the_ratio_covers_as_often_as_it_says() -> None:

@@ -9,17 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from latentpg.errors import StudyError
+from latentpg.errors import RecordedLatentError
 from latentpg.estimators import Estimator, Exact, PosteriorIS, Prior, make_estimator
 from latentpg.numerics.rng import seeded
 from latentpg.numerics.statistics import Interval
 from latentpg.policies import MixturePolicy
 from latentpg.programs import log_joint, score_prior, support
+from latentpg.rollout import check_record
 from latentpg.studies import Cell, Line, Problem
-from latentpg.studies.measures import MEASURES, RedrawnLatent, likelihood_evaluations, measure_cell, once
+from latentpg.studies.catalogue import OF_ESTIMATES
+from latentpg.studies.measures import likelihood_evaluations, measure_cell, once
 from latentpg.studies.references import EnumeratedPosterior
+from latentpg.studies.retained import RedrawnLatent
 from latentpg.studies.targets import Gradient
-from latentpg.studies.transitions import check_record
 from tests.studies.toys import ToySource
 from tests.studies.toys import cell as cell_at
 
@@ -120,7 +122,7 @@ def test_an_exact_estimator_has_no_noise_and_says_so(problem: Problem) -> None:
 
 def test_measures_agree_with_each_other(problem: Problem) -> None:
     found = measure(problem, cell_at(Line("posterior-is", "prior"), 4), num_replicates=300)
-    assert set(found) == set(MEASURES)
+    assert set(found) == set(OF_ESTIMATES)
     size = 300
     assert found["noise_floor"].value ** 2 * size == pytest.approx(found["variance"].value)
     # mean |g - g*|² = |mean - g*|² + (R - 1) / R · variance, and the bias is that length less the noise floor, squared
@@ -137,7 +139,7 @@ def test_a_cell_is_the_same_whatever_ran_before_it(problem: Problem) -> None:
     torch.rand(1000)
     again = measure(problem, cell, num_replicates=20, seed=5)
     other = measure(problem, cell, num_replicates=20, seed=6)
-    same = set(MEASURES) - {"seconds"}
+    same = set(OF_ESTIMATES) - {"seconds"}
     assert {name: first[name] for name in same} == {name: again[name] for name in same}
     assert first["mse"] != other["mse"]
 
@@ -187,9 +189,9 @@ def test_a_record_that_no_longer_fits_is_refused(problem: Problem) -> None:
     with torch.no_grad():
         joint = log_joint(problem.policy, problem.obs, problem.action, {"z": problem.latents["z"].unsqueeze(0)})[0]
     assert check_record(problem.policy, problem.obs, problem.action, problem.latents, joint) == 0
-    with pytest.raises(StudyError, match="no longer what it was"):
+    with pytest.raises(RecordedLatentError, match="no longer what it was"):
         check_record(problem.policy, problem.obs.flip(0), problem.action, problem.latents, joint)
-    with pytest.raises(StudyError, match="row 2"):
+    with pytest.raises(RecordedLatentError, match="row 2"):
         broken = joint.clone()
         broken[2] = torch.nan
         check_record(problem.policy, problem.obs, problem.action, problem.latents, broken)

@@ -445,10 +445,19 @@ def test_an_exact_line_of_the_entropy_gradient_draws_nothing(problem: Problem, n
 )
 def test_evaluations_count_each_pass_over_the_particles(problem: Problem, target: Target, expected: int) -> None:
     assert isinstance(target, Target)
-    assert target.evaluations(6) == expected
+    assert target.evaluations(problem, ConditionalIS(6, Prior()), 6) == expected
     group = replace(target, group_size=3) if isinstance(target, GRPO) else target
     posed = pose(Cell(Line("conditional-is", "prior"), settings=(("num_particles", 6),)), group, problem)
     assert posed.per_row == expected
+
+
+@pytest.mark.parametrize("where", [Cell(Line("exact")), Cell(Line("quadrature"))], ids=lambda where: where.line.label)
+def test_no_evaluations_are_counted_for_a_value_that_is_not_drawn(problem: Problem, where: Cell) -> None:
+    """A line without chance has its value from its own points: three latents, and for quadrature thrice as many."""
+    posed, plain = (pose(where, target, problem) for target in (EntropyGradient(10), Gradient()))
+    assert posed.per_row == plain.per_row == {"exact": 3, "quadrature": 9}[where.line.estimator]
+    assert EntropyGradient(10).evaluations(replace(problem, exact=JointScore()), JointScore(), 1) == 1
+    assert EntropyGradient(10).evaluations(problem, JointScore(), 1) == 11
 
 
 @pytest.mark.production

@@ -15,8 +15,10 @@ from latentpg.numerics.rng import seeded
 from latentpg.oracles import TabularLatentPolicy
 from latentpg.programs import LatentPolicy, Observations, Span, score_guide, score_prior, support
 from latentpg.studies.guides import train_guide
+from latentpg.studies.measures import once
 from latentpg.studies.problem import Problem, Source
 from latentpg.studies.references import EnumeratedPosterior
+from latentpg.studies.targets import GRPO, PolicyGradient
 from latentpg.studies.toys import GuideQuality, RandomToys, SpanSoftmaxPolicy
 
 STEP = RandomToys(num_rows=5, num_latents=3, num_actions=2)
@@ -264,3 +266,22 @@ def test_training_out_of_range_is_refused(options: dict[str, int]) -> None:
             steps=int(chosen["steps"]),
             learning_rate=chosen["learning_rate"],
         )
+
+
+def test_every_action_by_its_probability_is_an_expectation() -> None:
+    source = RandomToys(num_rows=3, num_latents=2, num_actions=3, actions="every")
+    problem = source.build(0)
+    drawn = RandomToys(num_rows=3, num_latents=2, num_actions=3).build(0)
+    assert torch.equal(next(iter(problem.policy.prior_parameters())), next(iter(drawn.policy.prior_parameters())))
+    assert problem.weights is not None
+    assert problem.weights.reshape(3, 3).sum(1).tolist() == pytest.approx([1 / 3] * 3)
+    assert problem.obs.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2] and problem.action.tolist() == [0, 1, 2] * 3  # type: ignore[union-attr]
+    # of a reward's offset nothing is left in the gradient, as the score's expectation is zero
+    assert problem.exact is not None
+    plain, offset = (once(PolicyGradient(reward_offset=c).pose(problem, problem.exact)) for c in (0.0, 5.0))
+    assert float(plain.norm()) > 0.01
+    assert torch.allclose(plain, offset, atol=1e-14)
+    with pytest.raises(OptionError, match="rows of unequal weight"):
+        GRPO().pose(problem, problem.exact)
+    with pytest.raises(OptionError, match="drawn, or every where span is 1"):
+        RandomToys(span=2, actions="every")

@@ -17,8 +17,9 @@ from latentpg.numerics.rng import seeded
 from latentpg.policies import MixturePolicy
 from latentpg.programs import LatentPolicy, Latents, Observations, act, score_guide
 from latentpg.studies.gaussian_mixture import MULTIPLIER, SCALE, MixtureModel, endless_batches, true_weights
+from latentpg.studies.problem import Rows
 from latentpg.studies.skew_normal import SkewNormalModel
-from latentpg.studies.training import Recorded, Rows, fit
+from latentpg.studies.training import Recorded, fit
 
 
 @dataclass(frozen=True)
