@@ -110,9 +110,11 @@ def replicate(
     with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         function()  # out here mistakes are looked for, such as an action outside its support; inside vmap nothing is
     chosen = {names[id(parameter)]: parameter.detach() for parameter in parameters}
+    # the others are constants: else every result would keep the graph that leads to them until the last replicate
+    constant = {name: parameter.detach() for name, parameter in holder.named_parameters() if name not in chosen}
 
     def value(overrides: dict[str, Tensor], replicate: Tensor) -> Tensor:
-        return functional_call(holder, overrides, ())
+        return functional_call(holder, {**constant, **overrides}, ())
 
     gradients, values = _transformed(value if not chosen else grad_and_value(value), chosen, num_replicates, chunk_size)
     flat = values.new_zeros(num_replicates, 0)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from latentpg.policies.common import Activation, Trunk
+from latentpg.policies.common import Activation, Trunk, fill_padding
 from latentpg.policies.heads import make_head
 from latentpg.policies.networks import MLP
 from latentpg.programs.capture import ACTION
@@ -47,23 +47,28 @@ class PlainPolicy(nn.Module):
 
     def model(self, obs: Observations, action: Tensor | None = None) -> Tensor:
         """Sample the action."""
-        return pyro.sample(ACTION, self.distribution(obs), obs=action)
+        taken = None if action is None else fill_padding(obs, action)
+        return pyro.sample(ACTION, self.distribution(obs), obs=taken)
 
     def guide(self, obs: Observations, action: Tensor | None) -> None:
         """Sample nothing."""
 
     def distribution(self, obs: Observations) -> TorchDistributionMixin:
         """Return the distribution of the actions of every row; a span's steps are one event."""
-        steps = self.head(self.network(self.trunk(obs)))
+        steps = self._steps(obs)
         return steps.mask(obs.mask).to_event(1) if isinstance(obs, Span) else steps
 
     def log_pi(self, obs: Observations, action: Tensor) -> Float[Tensor, " B"]:
         """Return log pi(a | s) in nats, differentiable."""
-        return self.distribution(obs).log_prob(action)
+        return self.distribution(obs).log_prob(fill_padding(obs, action))
 
     def entropy(self, obs: Observations) -> Float[Tensor, " B"]:
-        """Return the entropy of every row in nats, differentiable."""
-        return self.distribution(obs).entropy()
+        """Return the entropy of every row in nats, differentiable; a span's is the sum over its steps in the mask."""
+        entropy = self._steps(obs).entropy()
+        return entropy.masked_fill(~obs.mask, 0.0).sum(1) if isinstance(obs, Span) else entropy
+
+    def _steps(self, obs: Observations) -> TorchDistributionMixin:
+        return self.head(self.network(self.trunk(obs)))
 
     def prior_parameters(self) -> list[nn.Parameter]:
         """Return none."""

@@ -54,6 +54,9 @@ EXPECTATIONS: Mapping[str, Expectation] = {
 _LINEAR = frozenset({"gradient", "policy-gradient", "ratio", "ratio-gradient"})
 """Targets that are linear in what a retained latent makes exact: the gradient at the old policy, and the ratio."""
 
+_OF_ONE_BOUND = frozenset({"value", "gradient", "policy-gradient"})
+"""Targets in which a mean over the guide's draws stays a mean, so that its bias does not depend on K."""
+
 _OF_OBJECTIVES: Mapping[str, Expectation] = {
     **{
         name: Expectation(Kind.UNBIASED, "exact in expectation for the gradient of the evidence lower bound")
@@ -75,6 +78,10 @@ def expectation_of(estimator: str, target: str = "gradient", *, role: str = "est
     if role == "objective":
         return _OF_OBJECTIVES.get(estimator, Expectation(Kind.UNKNOWN, "no claim is recorded for it"))
     known = EXPECTATIONS.get(estimator, Expectation(Kind.UNKNOWN, "no claim is recorded for it"))
+    if estimator == "elbo" and target not in _OF_ONE_BOUND:
+        return Expectation(
+            Kind.UNKNOWN, "a nonlinear function of bounds, or of two of them: what K does to it is not stated"
+        )
     if known.kind is not Kind.UNBIASED or target in _LINEAR:
         return known
     if estimator == "joint-score":

@@ -132,7 +132,7 @@ def caption_of(plot: Plot, result: StudyResult, facet: Facet, *, command: str) -
     finite = [norm for norm in norms if math.isfinite(norm)]
     length = "" if not finite or not plot.power else f" ‖reference‖ = {_span(finite)}."
     varied = [axis for axis in (study.x, study.panels) if axis is not None and hasattr(study.source, axis)]
-    rows = f"{study.source_at(facet.settings).describe()}{' but for ' + ' and '.join(varied) if varied else ''}"
+    rows = f"{study.source_at(facet.settings).describe()}{'; varied: ' + ', '.join(varied) if varied else ''}"
     return f"Target: {facet.label}. {rows}; {repeated}, seed {study.seed}. {bars}.{mark}{length} Command: {command}"
 
 
@@ -206,7 +206,8 @@ def _draw_panel(axis: Axes, plot: Plot, result: StudyResult, panel: Panel) -> li
         seen = [point for point in finite if point["low"] > 0 or not plot.is_log]
         style: dict[str, Any] = {"color": color, "markersize": 3.2, "linewidth": 1.0, "linestyle": dashes}
         if plot.cost is None and all(point["at"] is None for point in points):
-            _draw_level(axis, points[0], line.label, plot, style)
+            without = "K" if result.study.x == PARTICLES else result.study.x
+            _draw_level(axis, points[0], f"{line.label} (no {without}", plot, style)
             continue
         axis.errorbar(
             [shift(point["x"]) for point in seen],
@@ -317,7 +318,7 @@ def _draw_level(axis: Axes, point: Mapping[str, Any], label: str, plot: Plot, st
     hidden = plot.is_log and point["low"] <= 0
     axis.axhline(
         point["high"] if hidden else point["value"],
-        label=f"{label} (level{'; upper end' if hidden else ''})",
+        label=f"{label}{'; upper end' if hidden else ''})",
         color=style["color"],
         linewidth=0.9,
         linestyle=style["linestyle"],

@@ -28,7 +28,7 @@ def write_report(result: StudyResult, folder: RunFolder, figures: Sequence[Drawn
         command=_text(command),
         question=_text(_question(result)),
         facts="\n".join(f"<li>{_text(name)}: {_text(_number(value))}</li>" for name, value in result.facts.items()),
-        summary="\n".join(_summary(result, facet) for facet in facets(result.study)),
+        summary="\n".join(_summary(result, facet, place) for place, facet in enumerate(facets(result.study))),
         findings="\n".join(_finding(result, finding) for finding in find(result)),
         skipped=_skipped(result),
         figures="\n".join(_figures(facet, figures) for facet in pages(result.study)),
@@ -49,10 +49,17 @@ def _question(result: StudyResult) -> str:
     )
 
 
-def _summary(result: StudyResult, facet: Facet) -> str:
+MANY_FACETS = 4
+"""More tables than this are folded, all but the first."""
+
+
+def _summary(result: StudyResult, facet: Facet, place: int) -> str:
     table = summarize(result, facet)
     rows = "\n".join([_row(table.columns, "th"), *(_row(row, "td") for row in table.rows)])
-    return f'<h3>{_text(facet.label)}</h3><div class="wide"><table class="summary">{rows}</table></div>'
+    whole = f'<div class="wide"><table class="summary">{rows}</table></div>'
+    if len(facets(result.study)) <= MANY_FACETS:
+        return f"<h3>{_text(facet.label)}</h3>{whole}"
+    return f"<details{' open' if place == 0 else ''}><summary>{_text(facet.label)}</summary>{whole}</details>"
 
 
 def _figures(facet: Facet, figures: Sequence[Drawn]) -> str:

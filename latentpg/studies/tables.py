@@ -312,6 +312,10 @@ def _find(result: StudyResult, facet: Facet, line: Line, significance: float) ->
             return Finding(facet, line, text, agrees)
         case Kind.VANISHING | Kind.CHAIN | Kind.UNKNOWN:
             slope = bias_slope(biases) if result.study.x == PARTICLES else None
+            if result.study.x != PARTICLES:
+                ends = [describe_bias(share, 1.0) for share in (shares[0], shares[-1])]
+                text = f"bias {ends[0]} at the smallest {result.study.x}, {ends[1]} at the largest"
+                return Finding(facet, line, text, None)
             if slope is None:
                 return Finding(facet, line, "too few biases stand out of the noise to fit a slope", None)
             text = f"bias ∝ K^{slope.value:.2f} [{slope.low:.2f}, {slope.high:.2f}] from K = {SLOPE_FROM} on"
