@@ -22,6 +22,7 @@ TITLES = {
     "memory": "Memory",
     "acting": "Acting",
     "studies": "Studies in parallel processes",
+    "avoiding": "Environment steps",
 }
 """A section for each file of results, in this order."""
 

@@ -1,7 +1,8 @@
 """The ``latentpg`` command.
 
-``latentpg study NAME`` runs a named study, ``latentpg list`` shows what there is. Exit status: 0, or 2 after one
-message on the error stream for a mistake of the user's, or 130 when interrupted.
+``latentpg train`` trains a policy, ``evaluate`` and ``resume`` take up what it left; ``latentpg study NAME`` runs a
+named study, ``latentpg list`` shows what there is. Exit status: 0, or 2 after one message on the error stream for a
+mistake of the user's or a run that failed, or 130 when interrupted, 143 when terminated.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from latentpg.studies.execute import check_workers, run_cells
 from latentpg.studies.options import check_owner_names, command_of, options_of, resolve
 from latentpg.studies.run import Rows
 from latentpg.studies.store import CellStore, fingerprint_of
+from latentpg.training.commands import evaluate_command, resume_command, train_command
 
 USAGE_ERROR = 2
 """Exit status after a mistake of the user's."""
@@ -92,6 +94,10 @@ def _overview() -> str:
 
 usage: latentpg COMMAND [OPTIONS]
 
+  train        train a policy: `latentpg train --env CartPole-v1`; with --help and the names of
+               parts (--algo, --policy, --estimator, ...) it shows the options of just those
+  evaluate RUN mean return of a run's policy over whole episodes
+  resume RUN   go on with a run that was stopped
   study NAME   run a study: a file FILE.toml, or one of {", ".join(named_studies())};
                `latentpg study NAME --help` shows its options
   list         list estimators, guide objectives and studies
@@ -250,7 +256,13 @@ _PLAIN_TEX = {
     "^2": "²",
 }
 
-_COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {"study": _study, "list": _list}
+_COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "train": train_command,
+    "evaluate": evaluate_command,
+    "resume": resume_command,
+    "study": _study,
+    "list": _list,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -87,6 +87,14 @@ class StudyError(LatentPGError, ValueError):
     """A study, its file or its run folder is not what it should be."""
 
 
+class CheckpointError(LatentPGError, ValueError):
+    """A checkpoint cannot be written, found or read."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """What lies where a checkpoint should be is not what was written: cut short, changed, or made by somebody else."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Suggest the nearest known names, or list them all.
 

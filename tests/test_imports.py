@@ -23,9 +23,9 @@ LAYERS = (
     {"numerics"},
     {"programs"},
     {"policies", "estimators", "oracles", "values", "envs"},
-    {"rollout", "runs"},
-    {"learners"},
-    {"studies"},
+    {"rollout", "runs", "data"},
+    {"learners", "evaluation"},
+    {"studies", "training"},
     {"latentpg"},  # the facade: `import latentpg`
     {"cli", "__main__"},
 )

@@ -10,6 +10,8 @@ _HOMES = {
     "latentpg/Corridor-v0": ("corridor", 30),
     "latentpg/PeaksBandit-v0": ("peaks_bandit", 1),
     "latentpg/ArmsBandit-v0": ("arms_bandit", 1),
+    "latentpg/Avoiding-v0": ("avoiding", 250),
+    "latentpg/Routes-v0": ("routes", 60),
 }
 
 ENV_IDS: tuple[str, ...] = tuple(_HOMES)

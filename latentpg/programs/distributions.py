@@ -61,9 +61,7 @@ class DiagNormal(dist.TorchDistribution):
                 fix="expand both to [..., D]",
             )
         self.loc, self.log_scale = loc, log_scale
-        # what is nearly always so is told first: torch.broadcast_shapes takes as long as scoring a small batch
-        covered = loc.shape[-log_scale.ndim :] == log_scale.shape
-        shape = loc.shape if covered else torch.broadcast_shapes(loc.shape, log_scale.shape)
+        shape = _broadcast(loc.shape, log_scale.shape)
         super().__init__(shape[:-1], shape[-1:], validate_args=False)
 
     @lazy_property
@@ -116,6 +114,15 @@ def _kl_diag_normal(p: DiagNormal, q: DiagNormal) -> Tensor:
     return (0.5 * ((2 * log_ratio).exp() + distance - 1) - log_ratio).sum(-1)
 
 
+def _broadcast(larger: torch.Size, smaller: torch.Size) -> torch.Size:
+    """Broadcast two shapes; what is nearly always so is told first.
+
+    ``torch.broadcast_shapes`` takes as long as scoring a small batch.
+    """
+    covered = larger[len(larger) - len(smaller) :] == smaller
+    return larger if covered else torch.broadcast_shapes(larger, smaller)
+
+
 class Categorical(dist.Categorical):
     """Pyro's categorical, drawn by inverse cumulative sum so that it also draws under ``vmap`` and ``torch.compile``.
 
@@ -152,7 +159,7 @@ class Categorical(dist.Categorical):
                 likely="an action or latent that went through a float tensor or a mask",
                 fix="value.long()",
             )
-        shape = torch.broadcast_shapes(value.shape, self.logits.shape[:-1])
+        shape = _broadcast(value.shape, self.logits.shape[:-1])
         logits = self.logits.expand(*shape, self.logits.shape[-1])
         return logits.gather(-1, value.long().expand(shape).unsqueeze(-1)).squeeze(-1)
 

@@ -22,14 +22,16 @@ def check_record(
     """
     with torch.no_grad():
         now = _log_joint(policy, obs, action, latents)
-    change = float((now - recorded).abs().max())
-    tolerance = 1e3 * torch.finfo(now.dtype).eps * max(1.0, float(recorded.abs().max()))
+    finite = now.isfinite() & recorded.isfinite()  # an infinite record would make any tolerance infinite
+    changes = (now - recorded).abs().masked_fill(~finite, math.inf)
+    change = float(changes.max())
+    tolerance = 1e3 * torch.finfo(now.dtype).eps * max(1.0, float(recorded.masked_fill(~finite, 0.0).abs().max()))
     if not change <= tolerance:
         raise RecordedLatentError(
             "recorded rows",
             "log p(z, a | s) is no longer what it was when the policy acted",
             expected=f"a change of at most {tolerance:.1e} nats",
-            got=f"{change:.3g} nats in row {int((now - recorded).abs().nan_to_num(nan=math.inf).argmax())}",
+            got=f"{change:.3g} nats in row {int(changes.argmax())}",
             likely="a network that depends on the batch or on random masks, or rows out of order",
             fix="act and score with the same parameters and buffers",
         )

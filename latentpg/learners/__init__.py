@@ -1,0 +1,36 @@
+"""The loops that train: acting, estimating, surrogates and critics put together."""
+
+from latentpg.learners.actor_critic import A2C, A2COptions
+from latentpg.learners.agent import Agent, AgentOptions
+from latentpg.learners.descent import Descent
+from latentpg.learners.faults import LearningFault
+from latentpg.learners.grpo import GRPO, GRPOOptions
+from latentpg.learners.learner import Learner
+from latentpg.learners.online import OnlineActorCritic, OnlineOptions
+from latentpg.learners.ppo import PPO, PPOOptions
+from latentpg.learners.reinforce import Reinforce, ReinforceOptions
+from latentpg.learners.scoring import Fresh, Rows, Scored, Scorer, Stored, make_scorer
+
+__all__ = [
+    "A2C",
+    "GRPO",
+    "PPO",
+    "A2COptions",
+    "Agent",
+    "AgentOptions",
+    "Descent",
+    "Fresh",
+    "GRPOOptions",
+    "Learner",
+    "LearningFault",
+    "OnlineActorCritic",
+    "OnlineOptions",
+    "PPOOptions",
+    "Reinforce",
+    "ReinforceOptions",
+    "Rows",
+    "Scored",
+    "Scorer",
+    "Stored",
+    "make_scorer",
+]

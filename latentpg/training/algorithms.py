@@ -1,0 +1,72 @@
+"""The algorithms by name: the options of each, and how its learner is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gymnasium.vector import VectorEnv
+from torch import nn
+
+from latentpg.learners import PPO, Agent, Learner, PPOOptions
+from latentpg.learners.actor_critic import A2C, A2COptions
+from latentpg.learners.grpo import GRPO, GRPOOptions
+from latentpg.learners.online import OnlineActorCritic, OnlineOptions
+from latentpg.learners.reinforce import Reinforce, ReinforceOptions
+from latentpg.rollout import ObservationNormalizer
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """What a learner is built from; ``make_critic`` builds one, for the algorithms that have a use for it."""
+
+    envs: VectorEnv[Any, Any, Any]
+    agent: Agent
+    make_critic: Callable[[], nn.Module]
+    options: Any
+    seed: int
+    normalizer: ObservationNormalizer | None
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A class of options, and what builds a learner with them."""
+
+    options: Callable[..., Any]
+    build: Callable[[Pieces], Learner]
+
+
+def _with_critic(learner: Callable[..., Learner]) -> Callable[[Pieces], Learner]:
+    def build(pieces: Pieces) -> Learner:
+        return learner(
+            pieces.envs,
+            pieces.agent,
+            pieces.make_critic(),
+            options=pieces.options,
+            seed=pieces.seed,
+            normalizer=pieces.normalizer,
+        )
+
+    return build
+
+
+def _grpo(pieces: Pieces) -> Learner:
+    return GRPO(pieces.envs, pieces.agent, options=pieces.options, seed=pieces.seed, normalizer=pieces.normalizer)
+
+
+def _reinforce(pieces: Pieces) -> Learner:
+    critic = pieces.make_critic() if pieces.options.baseline == "state-value" else None
+    return Reinforce(
+        pieces.envs, pieces.agent, critic, options=pieces.options, seed=pieces.seed, normalizer=pieces.normalizer
+    )
+
+
+ALGORITHMS: Mapping[str, Algorithm] = {
+    "reinforce": Algorithm(ReinforceOptions, _reinforce),
+    "a2c": Algorithm(A2COptions, _with_critic(A2C)),
+    "online-actor-critic": Algorithm(OnlineOptions, _with_critic(OnlineActorCritic)),
+    "ppo": Algorithm(PPOOptions, _with_critic(PPO)),
+    "grpo": Algorithm(GRPOOptions, _grpo),
+}
+"""Every algorithm by name."""

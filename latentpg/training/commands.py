@@ -1,0 +1,205 @@
+"""What ``latentpg train``, ``evaluate`` and ``resume`` do, print and return as exit status."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from latentpg.errors import OptionError
+from latentpg.runs import write_json
+from latentpg.studies.execute import check_workers
+from latentpg.training.config import TrainingConfig
+from latentpg.training.evaluate import evaluate
+from latentpg.training.folders import begin_run, open_run, refused_change, seed_folder
+from latentpg.training.loop import Outcome, latent_of, prepared, train
+from latentpg.training.options import changed_options, check_flags, parse_train
+from latentpg.training.progress import progress
+from latentpg.training.saving import CHECKPOINTS, load
+from latentpg.training.seeds import draw_seeds, go_on, run_seeds
+from latentpg.training.signals import EXIT_OF_SIGNAL, stopping
+
+RESUME_HELP = """usage: latentpg resume RUN [OPTIONS]
+
+Go on with a run, or with all runs of a folder of several seeds, from the newest whole checkpoint.
+Options of the run may be repeated, and none may differ from what the run began with.
+
+  --trust-env      let an environment id module:Env import that module
+  --num-workers N  processes in which runs of several seeds go on
+  -h, --help       print this"""
+"""What ``latentpg resume --help`` prints."""
+
+
+def train_command(words: Sequence[str]) -> int:
+    """Train, and return the exit status: 0, 130 after Ctrl-C or 143 after SIGTERM."""
+    asked = parse_train(words)
+    config = asked.config
+    check_workers(asked.num_workers, "process")
+    if asked.seeds is not None:
+        with prepared(config):  # a mistake shows here, and leaves nothing behind
+            pass
+        folder = begin_run(config, out=asked.out, seeds=asked.seeds)
+        return _run_seeds(config, asked.seeds, folder, asked.num_workers)
+    with stopping(say=_say) as stop, prepared(config) as built:
+        folder = begin_run(config, out=asked.out)
+        with progress(config.run.total_timesteps, console=_errors()) as show:
+            outcome = train(config, built, folder, show=show, stop=stop)
+    return _finish(config, folder, outcome)
+
+
+def resume_command(words: Sequence[str]) -> int:
+    """Go on with a run from its newest whole checkpoint, with the options it has."""
+    if {"-h", "--help"} & {*words}:
+        print(RESUME_HELP)
+        return 0
+    path, rest = _folder_of("latentpg resume", words)
+    trusted, rest = _take_switch(rest, "--trust-env")
+    num_workers, rest = _take_number(rest, "--num-workers", 1)
+    run = open_run(path, trusted=trusted)
+    if rest and (differs := changed_options(rest, run.config)):
+        raise refused_change(differs)
+    if run.seeds is not None:
+        check_workers(num_workers, "process")
+        return _run_seeds(run.config, run.seeds, run.path, num_workers)
+    saved = load(run.path, "last", say=_say)
+    with stopping(say=_say) as stop:
+        with progress(run.config.run.total_timesteps, console=_errors(), done=saved.step) as show:
+            outcome = go_on(run.config, run.path, saved, show=show, stop=stop)
+    return _finish(run.config, run.path, outcome)
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Play whole episodes with the policy of a run, and print the mean return with its 95 % interval."""
+
+    checkpoint: Annotated[Literal["best", "last"], tyro.conf.arg(help="Which of the run's checkpoints.")] = "last"
+    episodes: Annotated[int, tyro.conf.arg(help="Whole episodes.")] = 100
+    acting: Annotated[
+        Literal["stochastic", "decoder-mean"],
+        tyro.conf.arg(help="The policy itself, or its decoder's mean at a sampled z."),
+    ] = "stochastic"
+    seed: Annotated[int, tyro.conf.arg(help="Of this evaluation; training and its evaluations use others.")] = 0
+    trust_env: Annotated[bool, tyro.conf.arg(help="Let an environment id module:Env import that module.")] = False
+
+
+def evaluate_command(words: Sequence[str]) -> int:
+    """Evaluate a run's policy, print what was found and keep it in the run's folder."""
+    if words and words[0] in ("-h", "--help"):
+        tyro.cli(EvaluateOptions, args=["--help"], prog="latentpg evaluate RUN")
+    path, rest = _folder_of("latentpg evaluate", words)
+    check_flags("latentpg evaluate", rest, [each.name for each in fields(EvaluateOptions)])
+    options = tyro.cli(EvaluateOptions, args=rest, prog="latentpg evaluate RUN")
+    if options.episodes < 4 or options.seed < 0:
+        raise OptionError(
+            "latentpg evaluate",
+            "`--episodes` or `--seed`",
+            expected="four episodes or more, which an interval needs, and a seed >= 0",
+            got=f"{options.episodes} and {options.seed}",
+        )
+    run = open_run(path, trusted=options.trust_env)
+    if run.seeds is None:
+        _evaluate(run.config, run.path, options)
+    for seed in run.seeds or ():
+        print(f"seed {seed}: ", end="")
+        _evaluate(run.config.with_seed(seed), seed_folder(run.path, seed), options)
+    return 0
+
+
+def _evaluate(config: TrainingConfig, folder: Path, options: EvaluateOptions) -> None:
+    saved = load(folder, options.checkpoint, say=_say)
+    with prepared(config) as built:
+        built.restore_policy(saved.state)
+        found = evaluate(
+            built.evaluation_envs,
+            built.policy,
+            num_episodes=options.episodes,
+            seed=options.seed,
+            acting=options.acting,
+            latent=latent_of(config),
+        )
+    mean = found.mean
+    place = folder / "evaluations"
+    place.mkdir(exist_ok=True)
+    file = place / f"step-{saved.step}-{options.acting}-{options.episodes}-seed-{options.seed}.json"
+    told = {"steps": saved.step, "acting": options.acting, "seed": options.seed, **found.metrics()}
+    write_json(file, {**told, "returns": found.returns.tolist(), "lengths": found.lengths.tolist()})
+    print(
+        f"mean return {mean.value:.2f}, 95 % interval {mean.low:.2f} to {mean.high:.2f}, over {options.episodes} "
+        f"episodes, {options.acting}, after {saved.step} steps"
+    )
+    print(f"written to {file}")
+
+
+def _run_seeds(config: TrainingConfig, seeds: Sequence[int], folder: Path, num_workers: int) -> int:
+    stopped = run_seeds(config, seeds, folder, num_workers=num_workers, console=_errors(), say=_say)
+    if stopped is not None:
+        print(f"stopped; to go on: {shlex.join(['latentpg', 'resume', str(folder)])}")
+        return EXIT_OF_SIGNAL + stopped
+    for path in draw_seeds(config, seeds, folder):
+        print(f"figure  {path}")
+    print(f"run     {folder}")
+    return 0
+
+
+def _finish(config: TrainingConfig, folder: Path, outcome: Outcome) -> int:
+    rate = outcome.steps / outcome.seconds if outcome.seconds else float("nan")
+    total = config.run.total_timesteps
+    print(
+        f"{'finished' if outcome.steps >= total else 'stopped'} after {outcome.steps} of {total} steps, "
+        f"{outcome.updates} updates, {outcome.seconds:.0f} s, {rate:.0f} steps/s"
+    )
+    if outcome.evaluation:
+        found = outcome.evaluation
+        print(
+            f"mean return {found['eval/mean_reward']:.1f} "
+            f"({found['eval/mean_reward_low']:.1f} to {found['eval/mean_reward_high']:.1f}, 95 %) "
+            f"at {int(found['time/total_timesteps'])} steps; best {outcome.best:.1f} at {outcome.best_steps}"
+        )
+    for file in outcome.files:
+        print(f"{'metrics' if file.stem == 'metrics' else 'figure '} {file}")  # not through rich, which breaks paths
+    print(f"saved   {folder / CHECKPOINTS}")
+    print(f"run     {folder}")
+    word = "resume" if outcome.steps < total else "evaluate"
+    print(f"{'to go on: ' if word == 'resume' else 'next: '}{shlex.join(['latentpg', word, str(folder)])}")
+    return 0 if outcome.signal is None else EXIT_OF_SIGNAL + outcome.signal
+
+
+def _folder_of(where: str, words: Sequence[str]) -> tuple[Path, list[str]]:
+    match [*words]:
+        case [name, *rest] if not name.startswith("-"):
+            return Path(name), rest
+    raise OptionError(
+        where,
+        "the run's folder comes first",
+        expected=f"{where} RUN, with RUN the folder of an earlier `latentpg train`",
+        got=shlex.join([where, *words]),
+    )
+
+
+def _take_switch(words: Sequence[str], switch: str) -> tuple[bool, list[str]]:
+    return switch in words, [word for word in words if word != switch]
+
+
+def _take_number(words: Sequence[str], option: str, default: int) -> tuple[int, list[str]]:
+    rest = list(words)
+    if option not in rest:
+        return default, rest
+    place = rest.index(option)
+    given = rest[place + 1 : place + 2]
+    if not given or not given[0].isdigit():
+        raise OptionError("latentpg resume", f"`{option}`", expected="an integer", got=repr(" ".join(given)))
+    return int(given[0]), rest[:place] + rest[place + 2 :]
+
+
+def _errors() -> Console:
+    return Console(stderr=True)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

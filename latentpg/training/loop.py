@@ -1,0 +1,251 @@
+"""The run: update, log, evaluate, keep the best and the last, and stop where it can go on from.
+
+Evaluations happen whenever another ``eval_every`` steps have been taken, with seeds of their own that hang on the step
+alone, so that a run that was interrupted has the same ones. A checkpoint holds all that the next update hangs on: going
+on from one gives the same numbers as never having stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from latentpg.errors import LatentPGError, OptionError
+from latentpg.learners.batches import Means
+from latentpg.numerics.rng import stream_seed
+from latentpg.runs import Checkpoint, write_json
+from latentpg.studies.workers import one_thread
+from latentpg.training.build import Built, build
+from latentpg.training.config import TrainingConfig, known_values
+from latentpg.training.curves import draw_curve, evaluation_curve
+from latentpg.training.evaluate import evaluate
+from latentpg.training.log import STEPS, MetricsLog, Row
+from latentpg.training.progress import Show, unseen
+from latentpg.training.saving import save, save_fault
+from latentpg.training.signals import Stop, never
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: environment steps and updates taken, the latest and the best evaluation, and what stopped it.
+
+    ``signal`` is None for a run that took all its steps.
+    """
+
+    steps: int
+    updates: int
+    seconds: float
+    evaluation: Mapping[str, float | int]
+    best: float
+    best_steps: int
+    signal: int | None
+    files: tuple[Path, ...]
+
+
+@contextmanager
+def prepared(config: TrainingConfig) -> Iterator[Built]:
+    """Build what a run needs, compute on one thread inside the scope, and close the environments at its end.
+
+    Whatever is wrong with a configuration shows here, before anything is written.
+    """
+    _check_latent(config)
+    with one_thread():
+        built = build(config)
+        try:
+            yield built
+        finally:
+            built.close()
+
+
+def train(
+    config: TrainingConfig,
+    built: Built,
+    folder: Path,
+    *,
+    saved: Checkpoint | None = None,
+    show: Show = unseen,
+    stop: Stop = never,
+) -> Outcome:
+    """Train until all steps are taken or ``stop`` says so, and write everything into the run's folder.
+
+    With ``saved`` the run goes on from there. What goes wrong in an update ends the run with that error: parameters are
+    then as they were before the step that failed, and ``fault.json`` and ``fault/`` say how things stood.
+    """
+    run = _Run(config, built, folder, show)
+    run.begin(saved)
+    try:
+        while run.steps < config.run.total_timesteps and stop() is None:
+            run.update()
+    except LatentPGError as fault:
+        run.note(fault)
+        raise
+    return run.end(stop())
+
+
+@dataclass
+class _Run:
+    """A run as it goes on."""
+
+    config: TrainingConfig
+    built: Built
+    folder: Path
+    show: Show
+    seconds: float = 0.0
+    best: float = -math.inf
+    best_steps: int = 0
+    saved_at: int = -1
+    evaluation: dict[str, float | int] = field(default_factory=dict)
+    means: Means = field(default_factory=Means)
+    log: MetricsLog = field(init=False)
+
+    @property
+    def steps(self) -> int:
+        return self.built.learner.num_timesteps
+
+    def begin(self, saved: Checkpoint | None) -> None:
+        """Evaluate what nothing has been learnt of yet, or go on."""
+        if saved is None:
+            self.log = MetricsLog(self.folder)
+            row = self._evaluate()
+            self._save(is_best=True)
+            self._write(row)
+            return
+        self.built.learner.restore(saved.state)
+        facts = saved.facts
+        self.seconds, self.evaluation = facts["seconds"], dict(facts["evaluation"])
+        self.best, self.best_steps = facts["best"], facts["best_steps"]
+        self.saved_at = self.steps
+        self.log = MetricsLog(self.folder, steps=self.steps)
+
+    def update(self) -> None:
+        """Update once, and evaluate, save and write what is due."""
+        run, learner, before = self.config.run, self.built.learner, self.steps
+        start = time.perf_counter()
+        self.means.add(learner.update(before / run.total_timesteps))
+        self.seconds += (took := time.perf_counter() - start)
+        finished = self.steps >= run.total_timesteps
+        due = finished or self._crossed(before, run.checkpoint_every)
+        row: dict[str, float | int] = {}
+        if due or learner.num_updates % run.log_every == 0:  # a checkpoint holds no half of a mean
+            row |= self._told(took, self.steps - before)
+        is_best = False
+        if finished or self._crossed(before, run.eval_every):
+            row |= self._evaluate()
+            is_best = self.best_steps == self.steps
+        if row:
+            self._write(row)
+        if due or is_best:
+            self._save(is_best=is_best)
+
+    def end(self, signal: int | None) -> Outcome:
+        """Save, write tables and figures, and say how it went."""
+        if self.saved_at != self.steps:
+            self._save(is_best=False)
+        self.log.close()
+        files = (self.folder / "metrics.csv", *self._draw())
+        result = {
+            "timesteps": self.steps,
+            "updates": self.built.learner.num_updates,
+            "seconds": self.seconds,
+            "finished": self.steps >= self.config.run.total_timesteps,
+            "evaluation": self.evaluation,
+            "best": {"mean_reward": self.best, "timesteps": self.best_steps},
+        }
+        write_json(self.folder / "result.json", result)
+        return Outcome(
+            self.steps,
+            self.built.learner.num_updates,
+            self.seconds,
+            self.evaluation,
+            self.best,
+            self.best_steps,
+            signal,
+            files,
+        )
+
+    def _crossed(self, before: int, every: int) -> bool:
+        return self.steps // every > before // every
+
+    def _told(self, seconds: float, steps: int) -> dict[str, float | int]:
+        told = self.means.values()
+        self.means = Means()
+        return {
+            **told,
+            "time/fps": steps / seconds,
+            "time/seconds": self.seconds,
+            "time/updates": self.built.learner.num_updates,
+        }
+
+    def _evaluate(self) -> dict[str, float]:
+        run = self.config.run
+        found = evaluate(
+            self.built.evaluation_envs,
+            self.built.policy,
+            num_episodes=run.eval_episodes,
+            seed=stream_seed(run.seed, f"evaluation at {self.steps}"),
+            acting=run.eval_acting,
+            latent=latent_of(self.config),
+        )
+        metrics = found.metrics()
+        self.evaluation = {STEPS: self.steps, **metrics}
+        if found.mean.value >= self.best:  # of equals the later one, which has been trained longer
+            self.best, self.best_steps = found.mean.value, self.steps
+        return metrics
+
+    def _write(self, row: Row) -> None:
+        whole = {STEPS: self.steps, **row}
+        self.log.add(whole)
+        self.show(whole)
+
+    def _save(self, *, is_best: bool) -> None:
+        save(self.folder, self.built.learner.state(), self._facts(), steps=self.steps, is_best=is_best)
+        self.saved_at = self.steps
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "config": known_values(self.config),
+            "updates": self.built.learner.num_updates,
+            "seconds": self.seconds,
+            "evaluation": self.evaluation,
+            "best": self.best,
+            "best_steps": self.best_steps,
+        }
+
+    def _draw(self) -> list[Path]:
+        selection = self.config.selection
+        curve = evaluation_curve(self.log.rows)
+        title = f"{selection.env}, {selection.algo}, {selection.policy}, {selection.estimator}"
+        return draw_curve(curve, self.folder / "figures", title=title)
+
+    def note(self, fault: LatentPGError) -> None:
+        """Leave what is needed to look into a fault."""
+        self.log.close()
+        what = {
+            "error": str(fault),
+            "timesteps": self.steps,
+            "update": self.built.learner.num_updates,
+            "seed": self.config.run.seed,
+            "last_metrics": dict(self.log.rows[-1]) if self.log.rows else {},
+        }
+        write_json(self.folder / "fault.json", what)
+        save_fault(self.folder, self.built.learner.state(), self._facts(), steps=self.steps)
+
+
+def latent_of(config: TrainingConfig) -> str:
+    """Tell whether the algorithm has latents drawn per step or held for an episode, which evaluations then do too."""
+    return str(getattr(config.algorithm, "latent", "step"))
+
+
+def _check_latent(config: TrainingConfig) -> None:
+    if latent_of(config) == "episode" and config.run.eval_acting != "stochastic":
+        raise OptionError(
+            "training",
+            "a latent that is held for an episode is evaluated as it acts",
+            expected='eval_acting "stochastic"',
+            got=f'"{config.run.eval_acting}" with latent "episode"',
+        )

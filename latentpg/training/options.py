@@ -1,0 +1,225 @@
+"""The command line of a run: selectors first, then the options of the parts that they chose.
+
+A first pass reads the flags that choose parts; then only the options of those parts are parsed, so that ``--help``
+shows just them, each with the value it would have.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import tyro
+
+from latentpg.errors import OptionError
+from latentpg.training.config import (
+    TrainingConfig,
+    allowed,
+    check_names,
+    check_trust,
+    known_values,
+    layered,
+    read_options,
+    resolve,
+    select,
+    tuned_options,
+    unknown_option,
+)
+from latentpg.training.parts import SELECTORS, Selection, options_of
+
+_SELECTS = tuple(each.name for each in fields(Selection))
+
+_OF_COMMAND: tuple[tuple[str, Any, Any, str], ...] = (
+    ("config", Path | None, None, "TOML file of options, below the flags and above those that ship."),
+    ("tuned", bool, True, "Start from the options that ship for this environment and algorithm, where there are any."),
+    ("seeds", str | None, None, "Several runs, as 0:5 (five of them) or 3,5,8, and a learning curve over them."),
+    ("num_workers", int, 1, "Processes in which runs of several seeds go on."),
+    ("out", Path | None, None, "Folder to write to, new or empty; without it runs/ENV-ALGO-DATE-TIME."),
+    ("trust_env", bool, False, "Let an environment id of the form module:Env import that module."),
+)
+
+_TEXTS: Mapping[str, str] = {
+    "env": "Id of a Gymnasium environment.",
+    "algo": "What learns.",
+    "policy": "What acts.",
+    "estimator": "How log pi is estimated.",
+    "proposal": "Where the estimator's particles come from.",
+    "guide_objective": "What teaches the guide.",
+    "num_envs": "Environments that are stepped together.",
+    "total_timesteps": "Environment steps in all, every one counted.",
+    "seed": "One seed for everything that is drawn.",
+    "eval_every": "Steps from one evaluation to the next.",
+    "eval_episodes": "Whole episodes of an evaluation.",
+    "eval_acting": "The policy itself, or its decoder's mean at a sampled z.",
+    "checkpoint_every": "Steps from one checkpoint to the next.",
+    "log_every": "Updates from one row of metrics to the next.",
+}
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """What a command line asks for."""
+
+    config: TrainingConfig
+    seeds: tuple[int, ...] | None
+    num_workers: int
+    out: Path | None
+    trusted: bool
+
+
+def parse_train(words: Sequence[str]) -> TrainCommand:
+    """Read the words after ``latentpg train``; tyro ends the process with status 2 on a value of the wrong type."""
+    if not words or words in (["-h"], ["--help"]):
+        return _parse(["--env", "CartPole-v1", "--help"]) if words else _parse([])
+    return _parse(words)
+
+
+def changed_options(words: Sequence[str], config: TrainingConfig) -> list[str]:
+    """Return what words on the command line would change of a configuration, a line each; names must be known."""
+    given = {name: getattr(config.selection, name) for name in _SELECTS}
+    changed = [
+        f"{name} = {value}, and not {given[name]}"
+        for name, value in _selectors(words).items()
+        if name in given and value != given[name]
+    ]
+    if changed:
+        return changed
+    values = known_values(config)
+    check_flags("latentpg resume", words, _names(config, ()))
+    parsed = _values(tyro.cli(_options_class(config, ()), args=words, prog="latentpg resume"), config)
+    now = known_values(resolve(parsed))
+    return [
+        f"{name} = {now.get(name)}, and not {values.get(name)}"
+        for name in {**values, **now}
+        if now.get(name) != values.get(name)
+    ]
+
+
+def seeds_of(text: str) -> tuple[int, ...]:
+    """Read seeds: a range without its end, or a list.
+
+    >>> seeds_of("0:3"), seeds_of("3,5,8")
+    ((0, 1, 2), (3, 5, 8))
+    """
+    try:
+        first, colon, end = text.partition(":")
+        seeds = tuple(range(int(first), int(end))) if colon else tuple(int(word) for word in text.split(","))
+    except ValueError:
+        seeds = ()
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise OptionError("--seeds", "not a list of seeds", expected="0:5, or 3,5,8", got=repr(text), fix="--seeds 0:5")
+    return seeds
+
+
+def command_of(config: TrainingConfig, seeds: Sequence[int] | None = None) -> str:
+    """Spell the command that makes the same run again: what differs from the defaults of its parts and shipped options.
+
+    >>> command_of(resolve({**tuned_options("CartPole-v1", "ppo"), "seed": 3}))
+    'latentpg train --env CartPole-v1 --algo ppo --seed 3'
+    """
+    selection, values = config.selection, known_values(config)
+    start = {"env": selection.env, "algo": selection.algo}
+    base = layered(tuned_options(**start), start)
+    chosen = {name: values[name] for name in _SELECTS if values[name] != getattr(select(base), name)}
+    plain = known_values(resolve(layered(base, chosen)))
+    words = ["latentpg", "train", "--env", selection.env, "--algo", selection.algo]
+    for name, value in values.items():
+        if name in chosen or (name not in _SELECTS and name != "seed" and value != plain.get(name)):
+            words += _spell(name, value)
+    words += ["--seeds", _spell_seeds(seeds)] if seeds else ["--seed", str(config.run.seed)]
+    return shlex.join(words)
+
+
+def _parse(words: Sequence[str]) -> TrainCommand:
+    first = _selectors(words)
+    file = {} if first.get("config") is None else read_options(Path(first["config"]))
+    chosen = {name: first[name] for name in _SELECTS if name in first}
+    if "env" in {**file, **chosen}:
+        check_names(file, select({**file, "env": chosen.get("env", file.get("env"))}), where=str(first.get("config")))
+    shipped: dict[str, Any] = {}
+    if "no_tuned" not in first and "env" in {**file, **chosen}:
+        both = {**file, **chosen}
+        shipped = tuned_options(str(both["env"]), str(both.get("algo", "ppo")))
+    config = resolve(layered(shipped, file, chosen))
+    check_flags("latentpg train", words, _names(config, _OF_COMMAND))
+    options: Any = tyro.cli(
+        _options_class(config, _OF_COMMAND),
+        args=words,
+        prog="latentpg train",
+        description="Train a policy on an environment. Options are those of the parts that were chosen.",
+    )
+    check_trust(config.selection.env, trusted=options.trust_env)
+    resolved = resolve(_values(options, config))
+    seeds = None if options.seeds is None else seeds_of(options.seeds)
+    return TrainCommand(resolved, seeds, options.num_workers, options.out, options.trust_env)
+
+
+def _selectors(words: Sequence[str]) -> dict[str, str]:
+    """Read the flags that decide which other flags there are."""
+    found: dict[str, str] = {}
+    flags = {_flag(name): name for name in (*_SELECTS, "config")}
+    for place, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        if name == "--no-tuned":
+            found["no_tuned"] = "yes"
+        elif name in flags and (equals or place + 1 < len(words)):
+            found[flags[name]] = value if equals else words[place + 1]
+    return found
+
+
+def _options_class(config: TrainingConfig, extra: Sequence[tuple[str, Any, Any, str]]) -> type:
+    """Make the class of the options that there are, with a configuration's values as defaults."""
+    values = config.flat()
+    parts: list[tuple[str, Any, Any]] = []
+    for name in _SELECTS:
+        kind: Any = str if name == "env" else Literal[tuple(SELECTORS[name])]
+        parts.append(_part(name, kind, values[name], _TEXTS[name]))
+    for name, (part, maker) in allowed(config.selection).items():
+        hint = get_type_hints(maker)[options_of(part, maker)[name].name]
+        value = tuple(values[name]) if isinstance(values[name], list) else values[name]
+        chosen = part if part in ("run", "agent") else f"{part.replace('_', ' ')} {getattr(config.selection, part)}"
+        parts.append(_part(name, hint, value, _TEXTS.get(name, f"Of the {chosen}.")))
+    parts += [_part(*each) for each in extra]
+    return make_dataclass("TrainOptions", parts, frozen=True)
+
+
+def _values(options: Any, config: TrainingConfig) -> dict[str, Any]:  # noqa: ANN401 (an instance of what was made)
+    return {name: getattr(options, name) for name in config.flat()}
+
+
+def check_flags(where: str, words: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a flag that does not exist, with a suggestion, which tyro would not give."""
+    for word in words:
+        option = word.partition("=")[0].replace("_", "-")
+        if not (option.startswith("--") or (option.startswith("-") and option[1:2].isalpha())):
+            continue
+        name = option.removeprefix("--").replace("-", "_")
+        if option not in ("-h", "--help") and name not in names and name.removeprefix("no_") not in names:
+            raise unknown_option(where, name, list(names), got=repr(word))
+
+
+def _names(config: TrainingConfig, extra: Sequence[tuple[str, Any, Any, str]]) -> list[str]:
+    return [*_SELECTS, *allowed(config.selection), *(name for name, *_ in extra)]
+
+
+def _part(name: str, kind: Any, default: Any, text: str) -> tuple[str, Any, Any]:  # noqa: ANN401 (a type, its value)
+    return name, Annotated[kind, tyro.conf.arg(help=text)], field(default=default)
+
+
+def _spell(name: str, value: Any) -> list[str]:  # noqa: ANN401 (an option's value)
+    if isinstance(value, bool):
+        return [_flag(name if value else f"no_{name}")]
+    return [_flag(name), *map(str, value)] if isinstance(value, list) else [_flag(name), str(value)]
+
+
+def _spell_seeds(seeds: Sequence[int]) -> str:
+    is_range = list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
+    return f"{seeds[0]}:{seeds[0] + len(seeds)}" if is_range else ",".join(map(str, seeds))
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
