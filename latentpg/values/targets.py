@@ -14,7 +14,7 @@ target                formula                                                  w
 :class:`MonteCarlo`   all rewards up to the episode's end                      only where the sum is cut
 :class:`TD0`          :math:`r_t + \gamma V(s_{t+1})`                           by γ times the critic's error
 :class:`NStep`        n rewards, then :math:`\gamma^n V(s_{t+n})`               by :math:`\gamma^n` times it
-:class:`TDLambda`     mean of the n-step ones, :math:`(1-\lambda)\lambda^{n-1}`  less as λ grows
+:class:`TDLambda`     n-step ones, weights :math:`(1-\lambda)\lambda^{n-1}`     less as λ grows
 ====================  =======================================================  =======================================
 
 Source: R. S. Sutton and A. G. Barto, "Reinforcement learning: an introduction", 2nd edition 2018, chapters 6, 7 and 12;
