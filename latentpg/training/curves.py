@@ -129,6 +129,7 @@ def draw_curve(curve: Curve, folder: Path, *, title: str, label: str = "mean ret
     from matplotlib import rc_context  # half a second that a run without figures need not wait for
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"learning_curve.{kind}" for kind in ("png", "svg", "csv")]
@@ -147,6 +148,7 @@ def draw_curve(curve: Curve, folder: Path, *, title: str, label: str = "mean ret
         axes.plot(
             curve.steps, middle, color=_COLOUR, marker="o", markersize=2.5, linewidth=1.2, label=curve.value_label
         )
+        axes.xaxis.set_major_locator(MaxNLocator(4))  # numbers of six digits stand apart
         axes.set_xlabel("environment steps")
         axes.set_ylabel(label)
         axes.set_title(title, fontsize=7)
