@@ -18,7 +18,6 @@ CHOOSING = CHAPTER.read_text(encoding="utf-8")
 ENTRIES = entries()
 
 AGAINST = {
-    ("ratio", "elbo"),  # the bound's ratio does change with K: the exponential of a mean that loses its noise
     ("ratio", "conditional-is, guide"),  # a clipped bias at a small drift, too small for a slope to be told from none
 }
 """Lines of studies whose findings are not as expected, and why."""

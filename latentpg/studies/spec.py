@@ -251,10 +251,12 @@ class Study:
     def jobs(self) -> Mapping[str, Sequence[Cell]]:
         """Gather cells into pieces of work, each by a key of its own: the steps of one procedure are one piece."""
         found: dict[str, list[Cell]] = {}
+        with_steps = {name for name, target in self.targets.items() if isinstance(target, Procedure)}
         for cell in self.cells():
-            steps = isinstance(self.targets[cell.target], Procedure)
-            whole = tuple(setting for setting in cell.settings if not (steps and setting[0] == STEP))
-            found.setdefault(replace(cell, settings=whole).key, []).append(cell)
+            key = cell.key
+            if cell.target in with_steps:
+                key = replace(cell, settings=tuple(each for each in cell.settings if each[0] != STEP)).key
+            found.setdefault(key, []).append(cell)
         return found
 
     def source_of(self, cell: Cell) -> Source:
