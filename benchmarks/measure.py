@@ -97,12 +97,12 @@ def environment() -> dict[str, Any]:
         "steady heap": "MALLOC_TRIM_THRESHOLD_" in os.environ,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "commit": _commit(),
+        "commit": commit(),
         "seed": SEED,
     }
 
 
-def _commit() -> str:
+def commit() -> str:
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
