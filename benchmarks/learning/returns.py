@@ -11,7 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
+
+from benchmarks.learning.store import Results
 
 EPISODES = 100
 POINTS = 100
@@ -210,3 +213,111 @@ CELLS: Mapping[str, Callable[[int], dict[str, Any]]] = {
 }
 
 SEEDS_OF = {name: SEEDS[:3] for name in CELLS if name.startswith(SHORT)}
+
+TARGETS = {
+    "CartPole-v1-ppo-latent": 475.0,
+    "CartPole-v1-grpo-latent": 475.0,
+    "Acrobot-v1-ppo-latent": -90.0,
+    "Pendulum-v1-ppo-latent": -200.0,
+    "LunarLander-v3-ppo-latent": 200.0,
+}
+"""What a latent policy should reach; on MuJoCo the interval should reach Stable-Baselines3's."""
+
+
+def table(found: Results) -> list[str]:
+    """Give a line a cell: interquartile mean over seeds of each seed's mean return, its interval, and every seed."""
+    lines = [
+        "| environment | learner | steps | return | interval | target | | every seed |",
+        "|---|---|--:|--:|--:|--:|---|---|",
+    ]
+    told = {name: _over_seeds(seeds) for name, seeds in found.items()}
+    for name in sorted(told, key=lambda name: (list(PEER).index(_env(name)), _LEARNERS.index(_learner(name)))):
+        value, low, high, every = told[name]
+        target, verdict = _judge(name, told)
+        steps = max(each["steps"] for each in found[name].values())
+        seeds = ", ".join(f"{each:.0f}" for each in every)
+        lines.append(
+            f"| {_env(name)} | {_NAMES[_learner(name)]} | {steps:,} | {value:.1f} | {low:.1f} to {high:.1f} | {target} "
+            f"| {verdict} | {seeds} |"
+        )
+    return lines
+
+
+def draw(found: Results, folder: Path) -> list[Path]:
+    """Draw learning curves, an environment a panel: mean over seeds of returns while acting, and every seed."""
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    environments = [env for env in PEER if any(_env(name) == env for name in found)]
+    with plt.rc_context(
+        {"font.size": 8, "svg.hashsalt": "latentpg", "axes.spines.top": False, "axes.spines.right": False}
+    ):
+        columns = min(3, len(environments))
+        rows = -(-len(environments) // columns)
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(2.5 * columns, 2.0 * rows), squeeze=False, layout="constrained"
+        )
+        for axis in axes.flat[len(environments) :]:
+            axis.remove()
+        for axis, env in zip(axes.flat, environments, strict=False):
+            for learner in _LEARNERS:
+                seeds = next((found[n] for n in found if _env(n) == env and _learner(n) == learner), {})
+                colour = _COLOURS[learner]
+                curves = [np.array(each["curve"], dtype=float).T for each in seeds.values()]
+                for steps, values in curves:
+                    axis.plot(steps / 1000, values, color=colour, alpha=0.25, linewidth=0.6)
+                if curves:
+                    grid = np.linspace(max(c[0][0] for c in curves), min(c[0][-1] for c in curves), 200)
+                    mean = np.mean([np.interp(grid, *curve) for curve in curves], 0)
+                    axis.plot(grid / 1000, mean, color=colour, linewidth=1.4, label=_NAMES[learner])
+            axis.set_title(env, fontsize=8)
+            axis.set_xlabel("environment steps / 1000")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("return while acting")
+        handles = {
+            text: line for axis in figure.axes for line, text in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles), frameon=False)
+        paths = [folder / f"learning-returns.{kind}" for kind in ("svg", "png")]
+        for path in paths:
+            figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
+        plt.close(figure)
+    return paths
+
+
+_LEARNERS = ("ppo-latent", "grpo-latent", "ppo-sb3")
+_NAMES = {
+    "ppo-latent": "PPO, latent, K = 8",
+    "grpo-latent": "GRPO, latent, K = 8",
+    "ppo-sb3": "PPO of Stable-Baselines3",
+}
+_COLOURS = {"ppo-latent": "#0072B2", "grpo-latent": "#009E73", "ppo-sb3": "#D55E00"}
+
+
+def _env(name: str) -> str:
+    return next(env for env in PEER if name.startswith(env))
+
+
+def _learner(name: str) -> str:
+    return name.removeprefix(f"{_env(name)}-")
+
+
+def _over_seeds(seeds: Mapping[int, dict[str, Any]]) -> tuple[float, float, float, list[float]]:
+    import numpy as np
+
+    from latentpg.training.curves import bootstrap_interval, interquartile_mean
+
+    every = [each["mean_return"] for _, each in sorted(seeds.items())]
+    low, high = bootstrap_interval(np.array(every))
+    return float(interquartile_mean(np.array(every))), float(low), float(high), every
+
+
+def _judge(name: str, told: Mapping[str, tuple[float, float, float, list[float]]]) -> tuple[str, str]:
+    """Say what was aimed at, and whether it came."""
+    value, _, high, _ = told[name]
+    if name in TARGETS:
+        return f"≥ {TARGETS[name]:.0f}", "met" if value >= TARGETS[name] else "MISSED"
+    peer = told.get(f"{_env(name)}-ppo-sb3")
+    if _learner(name) == "ppo-sb3" or peer is None:
+        return "", ""
+    return f"≥ {peer[0]:.0f}", "met" if high >= peer[0] else "MISSED"

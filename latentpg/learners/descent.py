@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -17,7 +18,10 @@ from latentpg.errors import OptionError
 from latentpg.learners.faults import LearningFault
 
 ADAM = ("step", "exp_avg", "exp_avg_sq")
-"""What Adam remembers of a parameter."""
+"""What Adam remembers of a parameter: how many steps, and running means of its gradient and of the square of that."""
+
+BETAS = (0.9, 0.999)
+"""How slowly Adam's running means forget."""
 
 
 class Descent:
@@ -42,14 +46,17 @@ class Descent:
     ) -> None:
         """Take parameters by name; names serve the messages. Those that need no gradient stay as they are."""
         moved = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
-        self.names, self.parameters = list(moved), list(moved.values())
+        self.names = list(moved)
+        self.parameters: list[Tensor] = list(moved.values())
+        self.learning_rate, self.epsilon = float(learning_rate), float(epsilon)
         self.max_grad_norm = float(max_grad_norm)
-        # one kernel for all tensors: for six small ones a seventh of the default's time
-        self.optimizer = (
-            torch.optim.Adam(self.parameters, lr=float(learning_rate), eps=float(epsilon), fused=True)
-            if self.parameters
-            else None
-        )
+        self._begin()
+
+    def _begin(self) -> None:
+        """Remember nothing."""
+        self._steps = [torch.zeros((), dtype=torch.float32, device=each.device) for each in self.parameters]
+        self._means = [torch.zeros_like(each, memory_format=torch.preserve_format) for each in self.parameters]
+        self._squares = [torch.zeros_like(each, memory_format=torch.preserve_format) for each in self.parameters]
 
     def set_rate(self, learning_rate: float | int) -> None:
         """Change the learning rate from the next step on."""
@@ -57,8 +64,7 @@ class Descent:
             raise OptionError(
                 "Descent.set_rate()", "`learning_rate`", expected="a number >= 0", got=repr(learning_rate)
             )
-        if self.optimizer is not None:
-            self.optimizer.param_groups[0]["lr"] = float(learning_rate)
+        self.learning_rate = float(learning_rate)
 
     def step(self, loss: Float[Tensor, ""], *, retain_graph: bool = False) -> float:
         """Go one step down and return the gradient's norm before clipping.
@@ -66,10 +72,9 @@ class Descent:
         A loss or gradient that is not finite is a :class:`LearningFault` that names the first such tensor; parameters
         and the optimiser are then as they were.
         """
-        if self.optimizer is None:
+        if not self.parameters:
             return 0.0
-        if not math.isfinite(float(loss.detach())):  # its gradient may be finite all the same
-            raise _fault([("the loss", loss.detach())])
+        _check_loss(loss)
         return self.move(self.gradients(loss, retain_graph=retain_graph))
 
     def gradients(self, loss: Float[Tensor, ""], *, retain_graph: bool = False) -> tuple[Tensor, ...]:
@@ -82,40 +87,91 @@ class Descent:
 
     def move(self, gradients: Sequence[Tensor]) -> float:
         """Go one step along gradients that were made elsewhere, refused and clipped as in :meth:`step`."""
-        if self.optimizer is None:
+        if not self.parameters:
             return 0.0
-        length = float(torch.stack(torch._foreach_norm(list(gradients))).norm())
+        length = self.check(gradients)
+        self.descend(gradients, length)
+        return length
+
+    def check(self, gradients: Sequence[Tensor]) -> float:
+        """Return the gradients' norm, or refuse them."""
+        length = float(torch.stack(torch._foreach_norm(list(gradients))).norm()) if self.parameters else 0.0
         if not length < math.inf:
             raise _fault([(f"the gradient of {n}", g) for n, g in zip(self.names, gradients, strict=True)])
+        return length
+
+    def descend(self, gradients: Sequence[Tensor], length: float) -> None:
+        """Go one step along gradients of this norm, which were found finite."""
         if length > self.max_grad_norm:
             # not in place: autograd may give one tensor to two parameters, or one number stretched over many places
             gradients = torch._foreach_mul(list(gradients), self.max_grad_norm / (length + 1e-6))
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = _laid_out_like(parameter, gradient)
-        self.optimizer.step()
-        for parameter in self.parameters:
-            parameter.grad = None
-        return length
+        laid_out = [_laid_out_like(each, gradient) for each, gradient in zip(self.parameters, gradients, strict=True)]
+        with torch.no_grad():
+            torch._foreach_add_(self._steps, 1)
+            # the kernel alone: torch.optim's way to it costs more than it, and that for every minibatch
+            torch._fused_adam_(
+                self.parameters,
+                laid_out,
+                self._means,
+                self._squares,
+                [],
+                self._steps,
+                lr=self.learning_rate,
+                beta1=BETAS[0],
+                beta2=BETAS[1],
+                weight_decay=0.0,
+                eps=self.epsilon,
+                amsgrad=False,
+                maximize=False,
+            )
 
     def state(self) -> dict[str, Tensor]:
         """Return what Adam remembers, by the parameters' names; nothing before the first step."""
-        if self.optimizer is None:
+        if not self.parameters or not bool(self._steps[0]):
             return {}
-        remembered = {}
-        for name, parameter in zip(self.names, self.parameters, strict=True):
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                remembered[f"{key}.{name}"] = value.detach().clone()
-        return remembered
+        kept = zip(self.names, self._steps, self._means, self._squares, strict=True)
+        return {
+            f"{key}.{name}": value.detach().clone()
+            for name, *values in kept
+            for key, value in zip(ADAM, values, strict=True)
+        }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on where :meth:`state` was taken; the parameters themselves are the policy's to restore."""
-        if self.optimizer is None:
-            return
-        self.optimizer.state.clear()
-        for name, parameter in zip(self.names, self.parameters, strict=True):
-            mine = {key: state[f"{key}.{name}"].clone() for key in ADAM if f"{key}.{name}" in state}
-            if mine:
-                self.optimizer.state[parameter] = mine
+        self._begin()
+        for place, name in enumerate(self.names):
+            for key, mine in zip(ADAM, (self._steps, self._means, self._squares), strict=True):
+                if f"{key}.{name}" in state:
+                    mine[place].copy_(state[f"{key}.{name}"])
+
+
+Descending: TypeAlias = tuple[Descent, Float[Tensor, ""]]
+"""A set of parameters, and the loss that it goes down."""
+
+
+def step_together(first: Descending, second: Descending) -> tuple[float, float]:
+    """Go one step down two losses by one backward pass, and return both norms; either both are moved or none.
+
+    Neither loss may hang on the other's parameters: each would be moved by both.
+
+    >>> weights = [nn.Parameter(torch.tensor(3.0)) for _ in range(2)]
+    >>> policy, critic = (Descent({"weight": weight}, learning_rate=0.5) for weight in weights)
+    >>> step_together((policy, weights[0] ** 2), (critic, 2 * weights[1]))
+    (6.0, 2.0)
+    """
+    (one, loss), (other, another) = first, second
+    if not one.parameters or not other.parameters:
+        return one.step(loss), other.step(another)
+    _check_loss(loss)
+    _check_loss(another)
+    gradients = torch.autograd.grad(
+        loss + another, [*one.parameters, *other.parameters], allow_unused=True, materialize_grads=True
+    )
+    mine, others = gradients[: len(one.parameters)], gradients[len(one.parameters) :]
+    lengths = one.check(mine), other.check(others)
+    one.descend(mine, lengths[0])
+    other.descend(others, lengths[1])
+    return lengths
 
 
 def _laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:
@@ -129,6 +185,11 @@ def named_among(policy: nn.Module, chosen: Sequence[nn.Parameter]) -> Mapping[st
     """Return the chosen parameters by the names that the policy has for them."""
     names = {id(parameter): name for name, parameter in policy.named_parameters()}
     return {names.get(id(parameter), f"parameter {place}"): parameter for place, parameter in enumerate(chosen)}
+
+
+def _check_loss(loss: Float[Tensor, ""]) -> None:
+    if not math.isfinite(float(loss.detach())):  # its gradient may be finite all the same
+        raise _fault([("the loss", loss.detach())])
 
 
 def check_finite(what: str, values: Tensor) -> None:

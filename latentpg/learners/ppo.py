@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from latentpg.errors import OptionError
 from latentpg.learners.agent import Agent, prefixed, under
 from latentpg.learners.batches import Means, minibatches
-from latentpg.learners.descent import check_finite
+from latentpg.learners.descent import check_finite, step_together
 from latentpg.learners.learner import collector_state, tensors_of
 from latentpg.learners.scoring import Rows, Scorer
-from latentpg.learners.valued import critic_descent, scaler_from, scaler_tensors, value_steps
+from latentpg.learners.valued import critic_descent, scaler_from, scaler_tensors, shares_parameters, value_steps
 from latentpg.numerics.baselines import standardized
 from latentpg.numerics.divergences import k3
 from latentpg.numerics.rng import seeded, stream_seed
@@ -204,8 +204,7 @@ class PPO:
             entropy = agent.entropy(data.rows.take(part), scored).mean()
             loss = loss - agent.options.entropy_coefficient * entropy
             told["train/entropy"] = float(entropy.detach())
-        told["train/grad_norm"] = agent.model.step(loss)
-        told |= self._fit_critic(data, part)
+        told |= self._descend(loss, data, part)
         with torch.no_grad():
             moved = ratio.detach()
             outside = (moved < 1 - low) | (moved > 1 + (high if high is not None else low))
@@ -217,12 +216,24 @@ class PPO:
                 told["train/ess"] = float(ess.mean()) / scored.particles.num_particles
         return told
 
-    def _fit_critic(self, data: _Data, part: Tensor) -> dict[str, float]:
+    def _descend(self, loss: Float[Tensor, ""], data: _Data, part: Tensor) -> dict[str, float]:
+        """Move theta and phi down their loss and the critic down its own; an encoder of both is the policy's alone."""
+        if shares_parameters(self.critic, self.value):
+            norm = self.agent.model.step(loss)
+            critic_loss = self._value_loss(data, part)
+            value_norm = self.value.step(critic_loss)
+        else:
+            critic_loss = self._value_loss(data, part)
+            norm, value_norm = step_together((self.agent.model, loss), (self.value, critic_loss))
+        told = {"train/grad_norm": norm, "train/value_grad_norm": value_norm}
+        return told | {"train/value_loss": 2 * float(critic_loss.detach())}
+
+    def _value_loss(self, data: _Data, part: Tensor) -> Float[Tensor, ""]:
         value, old, clip = self.critic(data.rows.obs[part]), data.value[part], self.options.clip_range_vf
         target = data.target[part]
-        rows = value_loss(value, target) if clip is None else clipped_value_loss(value, old, target, clip_range=clip)
-        loss = rows.mean()
-        return {"train/value_grad_norm": self.value.step(loss), "train/value_loss": 2 * float(loss.detach())}
+        if clip is None:
+            return value_loss(value, target).mean()
+        return clipped_value_loss(value, old, target, clip_range=clip).mean()
 
     def _evaluate(self, rollout: Rollout) -> _Data:
         """Value every step and its successor, and give credit."""

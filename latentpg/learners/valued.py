@@ -75,6 +75,11 @@ def critic_descent(critic: nn.Module, agent: Agent, *, learning_rate: float | in
     return Descent(mine, learning_rate=learning_rate, max_grad_norm=agent.options.max_grad_norm)
 
 
+def shares_parameters(critic: nn.Module, descent: Descent) -> bool:
+    """Tell whether a critic has parameters that are not its own to move."""
+    return sum(parameter.requires_grad for parameter in critic.parameters()) > len(descent.parameters)
+
+
 def scaler_tensors(scaler: RewardScaler | None) -> dict[str, Tensor]:
     """Spell a reward scaler's statistics as tensors; nothing where there is none.
 

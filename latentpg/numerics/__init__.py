@@ -1,5 +1,6 @@
 """Pure functions on tensors, one formula each; nothing here knows of Pyro, policies or estimators."""
 
+from latentpg.numerics.activations import Tanh, tanh
 from latentpg.numerics.aggregation import (
     constant_weights,
     sequence_weights,
@@ -50,6 +51,7 @@ from latentpg.numerics.weights import (
 __all__ = [
     "AdaptiveBeta",
     "KLEstimator",
+    "Tanh",
     "batch_mean_baseline",
     "batch_std_advantage",
     "cispo",
@@ -92,6 +94,7 @@ __all__ = [
     "sequence_weights",
     "standardized",
     "step_ratio",
+    "tanh",
     "td0_target",
     "td_error",
     "td_lambda_target",

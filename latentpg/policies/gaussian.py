@@ -10,6 +10,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from latentpg.errors import OptionError
+from latentpg.numerics.activations import Tanh
 from latentpg.policies.common import Activation, Decoder, GuideTrunk, Trunk, check_action_given, check_sizes, first_step
 from latentpg.policies.networks import MLP
 from latentpg.programs.distributions import DiagNormal
@@ -40,7 +41,7 @@ class GaussianPolicy(nn.Module):
         prior: str = "learned",
         hidden: Sequence[int] = (64, 64),
         encoder: nn.Module | None = None,
-        activation: Activation = nn.Tanh,
+        activation: Activation = Tanh,
     ) -> None:
         """Build prior, decoder and guide networks with the same hidden widths on the encoder's features."""
         super().__init__()

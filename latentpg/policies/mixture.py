@@ -9,6 +9,7 @@ import pyro
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from latentpg.numerics.activations import Tanh
 from latentpg.policies.common import Activation, Decoder, GuideTrunk, Trunk, check_action_given, check_sizes, first_step
 from latentpg.policies.networks import MLP
 from latentpg.programs.distributions import Categorical
@@ -35,12 +36,13 @@ class MixturePolicy(nn.Module):
         num_components: int = 4,
         hidden: Sequence[int] = (64, 64),
         encoder: nn.Module | None = None,
-        activation: Activation = nn.Tanh,
+        activation: Activation = Tanh,
     ) -> None:
         """Build prior, decoder and guide networks with the same hidden widths on the encoder's features."""
         super().__init__()
         check_sizes("MixturePolicy()", num_components=num_components)
         self.trunk = Trunk(observation_space, encoder)
+        self.categories = {"z": num_components}
         size = self.trunk.out_features
         self.prior = MLP(size, hidden, num_components, activation)
         self.decoder = Decoder(size, [num_components], action_space, hidden, activation)

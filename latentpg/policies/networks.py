@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from latentpg.errors import OptionError
+from latentpg.numerics.activations import Tanh
 
 _BATCH_DEPENDENT = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
 
@@ -23,7 +24,7 @@ class MLP(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, hidden: Sequence[int], out_features: int, activation: Callable[[], nn.Module] = nn.Tanh
+        self, in_features: int, hidden: Sequence[int], out_features: int, activation: Callable[[], nn.Module] = Tanh
     ) -> None:
         """Build ``len(hidden)`` hidden layers and a linear read-out."""
         super().__init__()
@@ -58,7 +59,7 @@ class ConditionedMLP(nn.Module):
         latent_sizes: Sequence[int],
         hidden: Sequence[int],
         out_features: int,
-        activation: Callable[[], nn.Module] = nn.Tanh,
+        activation: Callable[[], nn.Module] = Tanh,
     ) -> None:
         """Take the size of the features and of each latent (the number of categories, for a discrete one)."""
         super().__init__()

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from latentpg.numerics.activations import Tanh
 from latentpg.policies.common import Activation, Trunk, fill_padding
 from latentpg.policies.heads import make_head
 from latentpg.policies.networks import MLP
@@ -37,7 +38,7 @@ class PlainPolicy(nn.Module):
         *,
         hidden: Sequence[int] = (64, 64),
         encoder: nn.Module | None = None,
-        activation: Activation = nn.Tanh,
+        activation: Activation = Tanh,
     ) -> None:
         """Build the network on the encoder's features, and the action space's head."""
         super().__init__()

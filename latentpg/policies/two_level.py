@@ -9,6 +9,7 @@ import pyro
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from latentpg.numerics.activations import Tanh
 from latentpg.policies.common import Activation, Decoder, GuideTrunk, Trunk, check_action_given, check_sizes, first_step
 from latentpg.policies.networks import MLP, select
 from latentpg.programs.distributions import Categorical, DiagNormal
@@ -37,7 +38,7 @@ class TwoLevelPolicy(nn.Module):
         style_size: int = 2,
         hidden: Sequence[int] = (64, 64),
         encoder: nn.Module | None = None,
-        activation: Activation = nn.Tanh,
+        activation: Activation = Tanh,
     ) -> None:
         """Build prior, decoder and guide networks with the same hidden widths on the encoder's features."""
         super().__init__()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from latentpg.errors import EstimatorError, OptionError
 from latentpg.programs.capture import rows_from
+from latentpg.programs.categories import every_category
 from latentpg.programs.policy import LatentPolicy, model_parameters
 from latentpg.programs.recompute import recomputed
 from latentpg.programs.rows import Observations, is_concrete, num_rows, take_rows, tensors_of
@@ -63,11 +64,16 @@ def row_blocks(particles: int) -> Iterator[None]:
 def log_joint(policy: LatentPolicy, obs: Observations, action: Tensor, latents: Latents) -> Float[Tensor, "K B"]:
     r"""Compute :math:`\log p(z_k, a \mid s) = \log p_\phi(z_k \mid s) + \log p_\theta(a \mid s, z_k)`.
 
-    More than a block of particles (see :func:`row_blocks`) is scored block by block over rows.
+    More than a block of particles (see :func:`row_blocks`) is scored block by block over rows. Of a policy that names
+    the ``categories`` of its latent, and has fewer of them than there are particles, each category is scored once.
     """
+    rows, score = num_rows(obs), _scorer.get()
+    known = every_category(policy, latents, rows)
+    if known is not None:
+        categories, table = known
+        return log_joint(policy, obs, action, table).gather(0, categories)
     if not is_concrete():
         return score_in_one_piece(policy, obs, action, latents)
-    rows, score = num_rows(obs), _scorer.get()
     size = max(1, _block.get() // count_particles(latents))
     if rows <= size or any(value.shape[1:2] != (rows,) for value in latents.values()):
         return score(policy, obs, action, latents)  # what does not fit is told of the whole, not of a block

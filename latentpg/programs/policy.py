@@ -18,6 +18,9 @@ class LatentPolicy(Protocol):
     ``obs [B, ...]`` and ``action [B, ...]``. Ready-made ones are in :mod:`latentpg.policies`;
     :func:`latentpg.policies.from_pyro` wraps any others.
 
+    A policy with one latent site over C categories may say so by an attribute ``categories``, ``{site: C}``: more
+    particles than categories are then scored a category at a time.
+
     The three parameter sets are disjoint. A trunk that two of them share is declared in one of them, and only that
     one's objective moves it.
     """

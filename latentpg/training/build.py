@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from latentpg.learners import Agent, Learner
 from latentpg.learners.agent import under
+from latentpg.numerics.activations import Tanh
 from latentpg.numerics.rng import seeded, stream_seed
 from latentpg.policies import GaussianPolicy, MixturePolicy, PlainPolicy, TwoLevelPolicy, observation_size
+from latentpg.policies.heads import BoxHead
 from latentpg.programs import LatentPolicy
 from latentpg.rollout import ObservationNormalizer, close_envs, make_envs
 from latentpg.training.algorithms import ALGORITHMS, Pieces
@@ -28,7 +30,7 @@ POLICIES: Mapping[str, Callable[..., Any]] = {
 }
 """Every policy that a configuration can name."""
 
-ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
+ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {"tanh": Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
 """Every activation that a configuration can name."""
 
 SMALL_GAIN = 0.01
@@ -104,6 +106,9 @@ def make_policy(
         encoder=normalizer,
         **asdict(config.policy),
     )
+    for part in policy.modules():
+        if isinstance(part, BoxHead):
+            nn.init.constant_(part.log_std, float(config.run.initial_log_std))
     if config.run.orthogonal_init:
         for network in _networks_of(policy):
             orthogonal_(network, output_gain=SMALL_GAIN)

@@ -7,6 +7,7 @@ run may have options of one name; those of a guide objective begin with ``guide_
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, Literal
@@ -25,10 +26,12 @@ NONE = "none"
 class RunOptions:
     """What a run is, whatever it is put together from.
 
-    ``hidden`` and ``activation`` are those of every network. With ``orthogonal_init`` networks start at orthogonal
-    weights, the policy's last layers at a hundredth of them. An evaluation plays ``eval_episodes`` episodes whenever
-    another ``eval_every`` steps have been taken, a checkpoint is written every ``checkpoint_every``, and a row of
-    metrics every ``log_every`` updates.
+    ``hidden`` and ``activation`` are those of every network. A ``Box``'s actions begin with standard deviations of
+    ``exp(initial_log_std)``, in policy coordinates: its bounds are -1 and 1. With ``orthogonal_init`` networks start at
+    orthogonal weights, the policy's last layers at a hundredth of them. An evaluation plays ``eval_episodes`` episodes
+    whenever another ``eval_every`` steps have been taken, a checkpoint is written every ``checkpoint_every``, and a row
+    of metrics every ``log_every`` updates. With ``video_every`` an episode is filmed whenever so many steps have been
+    taken; None films none.
     """
 
     num_envs: int = 8
@@ -37,6 +40,7 @@ class RunOptions:
     seed: int = 0
     hidden: tuple[int, ...] = (64, 64)
     activation: Literal["tanh", "relu", "silu"] = "tanh"
+    initial_log_std: float | int = 0.0
     orthogonal_init: bool = True
     normalize_observations: bool = False
     eval_every: int = 10_000
@@ -44,6 +48,7 @@ class RunOptions:
     eval_acting: Literal["stochastic", "decoder-mean"] = "stochastic"
     checkpoint_every: int = 10_000
     log_every: int = 1
+    video_every: int | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -54,6 +59,13 @@ class RunOptions:
                 raise OptionError(
                     "RunOptions()", f"`{each.name}`", expected=f"an integer >= {smallest}", got=repr(value)
                 )
+        if not math.isfinite(self.initial_log_std):
+            raise OptionError(
+                "RunOptions()", "`initial_log_std`", expected="a finite number", got=repr(self.initial_log_std)
+            )
+        every = self.video_every
+        if every is not None and (type(every) is not int or every < 1):
+            raise OptionError("RunOptions()", "`video_every`", expected="an integer >= 1, or None", got=repr(every))
         if not self.hidden or any(width < 1 for width in self.hidden):
             raise OptionError("RunOptions()", "`hidden`", expected="widths >= 1, one or more", got=repr(self.hidden))
 

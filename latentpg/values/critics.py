@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from latentpg.errors import OptionError
+from latentpg.numerics.activations import Tanh
 from latentpg.policies.common import check_sizes
 from latentpg.policies.networks import MLP
 from latentpg.values._checks import check_observations
@@ -82,7 +83,7 @@ class NetworkCritic(nn.Module):
         in_features: int,
         *,
         hidden: Sequence[int] = (64, 64),
-        activation: Callable[[], nn.Module] = nn.Tanh,
+        activation: Callable[[], nn.Module] = Tanh,
         init: Literal["torch", "orthogonal"] = "torch",
     ) -> None:
         """Take the size S of an observation and the widths of the hidden layers."""

@@ -355,7 +355,7 @@ def test_annealing_reaches_every_rate(make: Any) -> None:  # noqa: ANN401
     learner = make(agent_options=agent_options, value_learning_rate=0.1)
     learner.update(0.75)
     parts = (learner.agent.model, learner.agent.guide, learner.value)
-    assert [part.optimizer.param_groups[0]["lr"] for part in parts] == [0.1, 0.05, 0.025]
+    assert [part.learning_rate for part in parts] == [0.1, 0.05, 0.025]
 
 
 @pytest.mark.parametrize("make", [a2c_for, online_for])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from latentpg.errors import OptionError
 from latentpg.learners import Descent, LearningFault
-from latentpg.learners.descent import check_finite, named_among
+from latentpg.learners.descent import check_finite, named_among, step_together
 
 
 def pair() -> tuple[nn.Parameter, nn.Parameter]:
@@ -182,3 +182,45 @@ def test_parameters_have_the_names_of_the_policy() -> None:
     stranger = nn.Parameter(torch.zeros(1))
     named = named_among(policy, [next(iter(last.parameters())), stranger])
     assert list(named) == ["1.weight", "parameter 1"] and named["1.weight"] is last.weight
+
+
+def test_two_losses_together_move_as_one_after_the_other() -> None:
+    """Each by its own rate and clip, and the state afterwards is the same too."""
+    torch.manual_seed(0)
+    starts = [torch.randn(3), torch.randn(2, 2)]
+    ends = []
+    for together in (False, True):
+        mine = [nn.Parameter(start.clone()) for start in starts]
+        parts = (
+            Descent({"a": mine[0]}, learning_rate=0.1, max_grad_norm=0.5),
+            Descent({"b": mine[1]}, learning_rate=0.03),
+        )
+        for _ in range(3):
+            losses = ((mine[0] ** 4).sum(), (mine[1] - 1).square().sum())
+            pairs = tuple(zip(parts, losses, strict=True))
+            norms = step_together(*pairs) if together else tuple(part.step(loss) for part, loss in pairs)  # type: ignore[misc]
+        ends.append([*norms, *mine, *parts[0].state().values(), *parts[1].state().values()])
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_of_two_losses_together_neither_moves_if_one_is_bad(bad: int, what: str) -> None:
+    mine = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    parts = [Descent({name: each}, learning_rate=0.1) for name, each in zip("ab", mine, strict=True)]
+    # the square root's slope at zero is infinite, its value is not
+    losses = [((each.sqrt() if place == bad else each + 1) * 1.0).sum() for place, each in enumerate(mine)]
+    if what == "loss":
+        losses[bad] = losses[bad] + float("nan")
+    with pytest.raises(LearningFault, match="the loss" if what == "loss" else f"gradient of {'ab'[bad]}"):
+        step_together((parts[0], losses[0]), (parts[1], losses[1]))
+    assert all(not each.any() for each in mine) and not parts[0].state() and not parts[1].state()
+
+
+def test_an_empty_set_of_parameters_leaves_the_other_loss_to_itself() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    none, some = Descent({}, learning_rate=0.1), Descent({"weight": weight}, learning_rate=0.1)
+    slope = torch.tensor([3.0, 4.0])
+    assert step_together((none, torch.tensor(1.0)), (some, (slope * weight).sum())) == (0.0, 5.0)
+    assert step_together((some, (slope * weight).sum()), (none, torch.tensor(1.0))) == (5.0, 0.0)

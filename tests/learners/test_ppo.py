@@ -185,13 +185,13 @@ def order_of(learner: Callable[..., PPO]) -> str:
     agent = Agent(policy, estimator=Noting(told), objective=ConditionalWake(), options=SMALL)
     ppo = learner(envs, agent, critic_for(envs), options=PPOOptions(num_steps=16, num_epochs=2), seed=0)
     for name, part in (("model", agent.model), ("guide", agent.guide)):
-        move = part.move
+        descend = part.descend
 
-        def noted(gradients: Any, name: str = name, move: Any = move) -> float:  # noqa: ANN401
+        def noted(gradients: Any, length: float, name: str = name, descend: Any = descend) -> None:  # noqa: ANN401
             told.append(name)
-            return move(gradients)
+            descend(gradients, length)
 
-        part.move = noted  # type: ignore[method-assign]
+        part.descend = noted  # type: ignore[method-assign]
     ppo.update()
     return " ".join(name for place, name in enumerate(told) if place == 0 or told[place - 1] != name)
 
@@ -345,7 +345,7 @@ def test_annealing_reaches_every_rate_and_the_clip() -> None:
     ppo = ppo_for(agent_options=annealed, options=options)
     ppo.update(0.75)
     parts = (ppo.agent.model, ppo.agent.guide, ppo.value)
-    assert [part.optimizer.param_groups[0]["lr"] for part in parts] == [0.1, 0.05, 0.025]  # type: ignore[union-attr]
+    assert [part.learning_rate for part in parts] == [0.1, 0.05, 0.025]
     assert ppo._clip(0.75) == (0.05, 0.1)
     assert ppo._clip(1.0)[0] > 0.0
     assert ppo_for(options=PPOOptions(num_steps=8))._clip(0.75) == (0.2, None)

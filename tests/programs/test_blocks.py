@@ -174,6 +174,7 @@ def test_the_forward_pass_keeps_no_activations(kind: str) -> None:
     """In one piece every hidden layer of every particle is kept; in blocks next to nothing, however large the batch."""
     rows, particles = 256, 16
     policy = POLICIES[kind]()
+    policy.categories = {}  # every particle by itself
     obs = torch.randn(rows, 3)
     action = act(policy, obs).action
     latents = draw_guide(policy, obs, action, num_particles=particles).latents
@@ -195,7 +196,7 @@ def test_batches_beyond_the_default_are_split_unasked(monkeypatch: pytest.Monkey
         sizes.append(len(action))
         return inner(policy, obs, action, latents)
 
-    policy = MixturePolicy(OBS, spaces.Discrete(2), num_components=2, hidden=(2,))
+    policy = MixturePolicy(OBS, spaces.Discrete(2), num_components=64, hidden=(2,))
     limit = blocks_module.DEFAULT_BLOCK // 64
     obs, action = torch.zeros(limit + 3, 3), torch.zeros(limit + 3, dtype=torch.int64)
     latents = {"z": torch.zeros(64, limit + 3, dtype=torch.int64)}

@@ -43,7 +43,7 @@ HAS_COMPILER = any(shutil.which(name) for name in ("g++", "clang++"))
 
 POLICIES: dict[str, Callable[[], LatentPolicy]] = {
     "gaussian": lambda: GaussianPolicy(OBS, spaces.Box(-1.0, 1.0, (2,)), hidden=(8,)).double(),
-    "mixture": lambda: MixturePolicy(OBS, spaces.Discrete(3), num_components=3, hidden=(8,)).double(),
+    "mixture": lambda: MixturePolicy(OBS, spaces.Discrete(3), num_components=5, hidden=(8,)).double(),
     "two levels": lambda: TwoLevelPolicy(OBS, spaces.MultiBinary(2), hidden=(8,)).double(),
 }
 

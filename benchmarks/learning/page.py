@@ -1,0 +1,69 @@
+"""Write tables and figures of ``docs/learning.md`` from the committed results: ``python -m benchmarks.learning.page``.
+
+Text is written by hand; what stands between a study's two marks is written here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from benchmarks.learning.store import FOLDER, STUDIES, Results, results, study
+from benchmarks.measure import ROOT
+
+PAGE = ROOT / "docs" / "learning.md"
+FIGURES = ROOT / "docs" / "figures"
+END = "<!-- end of results -->"
+
+
+def mark(name: str) -> str:
+    return f"<!-- results of {name}, written by `python -m benchmarks.learning.page` -->"
+
+
+def page(text: str) -> str:
+    """Put every study's results between its marks."""
+    for name in STUDIES:
+        within = re.compile(re.escape(mark(name)) + ".*?" + re.escape(END), re.DOTALL)
+        if not within.search(text):
+            raise ValueError(f"{PAGE} has no place for the results of {name}: {mark(name)} ... {END}")
+        text = within.sub(lambda _, name=name: f"{mark(name)}\n\n{section(name)}\n\n{END}", text)
+    return text
+
+
+def section(name: str) -> str:
+    """Write one study's table, and on what it was taken."""
+    found = results(name)
+    return "\n".join([*study(name).table(found), "", _circumstances(name, found)])
+
+
+def _circumstances(name: str, found: Results) -> str:
+    every = [each for seeds in found.values() for each in seeds.values()]
+    hours = sum(each["cpu_seconds"] for each in every) / 3600
+    where = FOLDER.relative_to(ROOT) / name
+    return (
+        f"{len(every)} runs, {hours:.1f} hours of one core; commit {_all(every, 'commit')}; Python "
+        f"{_all(every, 'python')}, {_versions(every)}. Options, every return and the seeds: `{where}`."
+    )
+
+
+def _all(every: list[dict[str, Any]], key: str) -> str:
+    return ", ".join(sorted({each[key] for each in every}))
+
+
+def _versions(every: list[dict[str, Any]]) -> str:
+    seen: dict[str, set[str]] = {}
+    for each in every:
+        for name, told in each["versions"].items():
+            seen.setdefault(name, set()).add(told)
+    return ", ".join(f"{name} {' and '.join(sorted(told))}" for name, told in seen.items())
+
+
+def main() -> None:
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for name in STUDIES:
+        for path in study(name).draw(results(name), FIGURES):
+            print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+r"""The hyperbolic tangent by way of the logistic function, which the CPU computes many numbers at a time.
+
+Torch's own tanh is a third of an update of two hidden layers of 64: on the machine of ``benchmarks`` it takes 280 µs
+for [8, 256, 64] numbers, this 65, and with its gradient 320 against 150.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def tanh(x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    r"""Compute :math:`\tanh x = 2\sigma(2x) - 1`, with σ the logistic function.
+
+    The error is that of one rounding at 1, absolute: of a number near zero fewer digits are right than of torch's.
+
+    >>> tanh(torch.tensor([-100.0, 0.0, 100.0])).tolist()
+    [-1.0, 0.0, 1.0]
+    """
+    return torch.sigmoid(x + x) * 2 - 1
+
+
+class Tanh(nn.Module):
+    """:func:`tanh` as a layer.
+
+    >>> torch.allclose(Tanh()(torch.tensor(0.5)), torch.tensor(0.5).tanh())
+    True
+    """
+
+    def forward(self, x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+        """Apply it to every number."""
+        return tanh(x)
