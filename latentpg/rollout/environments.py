@@ -16,6 +16,7 @@ from gymnasium.vector.async_vector_env import AsyncState
 
 from latentpg.envs import register_envs
 from latentpg.errors import OptionError, did_you_mean
+from latentpg.rollout.supervised import WORKER_TIMEOUT, SupervisedVectorEnv, end_workers, supervise
 
 VECTORIZATION_MODES = ("sync", "async", "native")
 """One after the other in this process, each in a process of its own, or by the environment's own vectorised class."""
@@ -24,12 +25,15 @@ LARGEST_SEED = 2**31 - 1
 """Seeds of environment resets are below this, so that every environment takes them."""
 
 
-def make_envs(env_id: str, num_envs: int, *, vectorization_mode: str = "sync") -> VectorEnv[Any, Any, Any]:
+def make_envs(
+    env_id: str, num_envs: int, *, vectorization_mode: str = "sync", timeout: float | int = WORKER_TIMEOUT
+) -> VectorEnv[Any, Any, Any]:
     """Make N copies of a registered environment, those of :mod:`latentpg.envs` among them.
 
-    ``"sync"`` steps them one after the other, ``"async"`` in a process each; both are reset by the caller
-    (``autoreset_mode`` DISABLED). ``"native"`` takes the vectorised class that the environment brings, which resets by
-    rules of its own unless it is one of ours: see the module's docstring for what it serves.
+    ``"sync"`` steps them one after the other, ``"async"`` in a process each, which must answer within ``timeout``
+    seconds; both are reset by the caller (``autoreset_mode`` DISABLED). ``"native"`` takes the vectorised class that
+    the environment brings, which resets by rules of its own unless it is one of ours: see the module's docstring for
+    what it serves.
 
     >>> make_envs("CartPole-v1", 2).num_envs
     2
@@ -50,10 +54,12 @@ def make_envs(env_id: str, num_envs: int, *, vectorization_mode: str = "sync") -
     try:
         if vectorization_mode == "native":
             return _make_native(env_id, num_envs)
+        if vectorization_mode == "async":
+            return supervise(env_id, num_envs, timeout=timeout)
         return gymnasium.make_vec(
             env_id,
             num_envs=num_envs,
-            vectorization_mode=vectorization_mode,
+            vectorization_mode="sync",
             vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED},
         )
     except gymnasium.error.DependencyNotInstalled as error:
@@ -103,11 +109,10 @@ def close_envs(envs: VectorEnv[Any, Any, Any]) -> None:
     pending. Workers are therefore ended first unless all of them are alive and idle.
     """
     bare = envs.unwrapped
-    if isinstance(bare, AsyncVectorEnv) and not bare.closed:
+    if isinstance(bare, AsyncVectorEnv) and not isinstance(bare, SupervisedVectorEnv) and not bare.closed:
         idle = bare._state is AsyncState.DEFAULT and all(worker.is_alive() for worker in bare.processes)
         if not idle:
-            for worker in bare.processes:
-                worker.kill()
+            end_workers(bare.processes)
             bare._state = AsyncState.DEFAULT  # nobody is left to answer what is pending
             envs.close(terminate=True)
             return

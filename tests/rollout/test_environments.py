@@ -34,7 +34,7 @@ def test_the_three_ways() -> None:
         close_envs(envs)
     assert kinds == {
         "sync": ("SyncVectorEnv", True),
-        "async": ("AsyncVectorEnv", True),
+        "async": ("SupervisedVectorEnv", True),
         "native": ("CartPoleVectorEnv", False),
     }
 
