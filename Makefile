@@ -60,6 +60,10 @@ test-all: test tests-slow ## Everything, the slow statistical tests too
 tests-slow: $(VENV)/.test ## The slow statistical tests alone
 	$(PYTEST) -n $(WORKERS) -m slow tests
 
+.PHONY: mutations
+mutations: $(VENV)/.test ## Take out guards one at a time, and hold that the tests notice
+	$(BIN)/python -m tests.mutations
+
 .PHONY: bench
 bench: $(VENV)/.test ## Benchmarks: ratios within one run, on one thread
 	$(STEADY_HEAP) $(PYTEST) benchmarks

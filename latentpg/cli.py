@@ -7,8 +7,6 @@ mistake of the user's or a run that failed, or 130 when interrupted, 143 when te
 
 from __future__ import annotations
 
-import inspect
-import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +19,6 @@ from rich.table import Table
 
 from latentpg import __version__
 from latentpg.errors import LatentPGError, OptionError, did_you_mean
-from latentpg.estimators import ESTIMATORS, GUIDE_OBJECTIVES
 from latentpg.runs import create_run_folder, open_run_folder
 from latentpg.studies import (
     Outputs,
@@ -43,6 +40,7 @@ from latentpg.studies.options import check_owner_names, command_of, options_of, 
 from latentpg.studies.run import Rows
 from latentpg.studies.store import CellStore, fingerprint_of
 from latentpg.training.commands import evaluate_command, resume_command, train_command
+from latentpg.training.listing import everything
 
 USAGE_ERROR = 2
 """Exit status after a mistake of the user's."""
@@ -100,7 +98,7 @@ usage: latentpg COMMAND [OPTIONS]
   resume RUN   go on with a run that was stopped
   study NAME   run a study: a file FILE.toml, or one of {", ".join(named_studies())};
                `latentpg study NAME --help` shows its options
-  list         list estimators, guide objectives and studies
+  list         list algorithms, policies, estimators, guide objectives, studies, option files, environments
   --version    print the version
   -h, --help   print this"""
 
@@ -206,55 +204,24 @@ def _show(result: StudyResult, outputs: Outputs) -> None:
 def _list(words: Sequence[str]) -> int:
     @dataclass(frozen=True)
     class ListOptions:
-        """List estimators of log pi, guide objectives and studies, by the names that commands and files use."""
+        """List what there is to choose from, by the names that commands and files use."""
 
     _check_words("latentpg list", words, [])
     tyro.cli(ListOptions, args=words, prog="latentpg list")
     console = _console()
-    groups: Mapping[str, Mapping[str, Callable[..., Any]]] = {
-        "Estimators of log π(a|s)": ESTIMATORS,
-        "Guide objectives": GUIDE_OBJECTIVES,
-    }
-    for title, known in groups.items():
+    for title, known in everything().items():
         console.print(f"\n[bold]{title}[/bold]")
         table = Table(box=None, show_header=False, pad_edge=True)
-        for name, maker in known.items():
-            table.add_row(name, _first_sentence(maker))
-        console.print(table)
-    console.print("\n[bold]Studies[/bold]")
-    table = Table(box=None, show_header=False, pad_edge=True)
-    for name in named_studies():
-        table.add_row(name, make_study(name).title)
-    console.print(table)
+        for name, text in known.items():
+            table.add_row(name, text)
+        console.print(table, highlight=False)
     return 0
-
-
-def _first_sentence(documented: Callable[..., Any]) -> str:
-    text = (inspect.getdoc(documented) or "").split("\n\n")[0].replace("\n", " ")
-    for tex, plain in _PLAIN_TEX.items():
-        text = text.replace(tex, plain)
-    text = " ".join(re.sub(r":\w+:`([^`]*)`", r"\1", text).split())
-    return text.replace("- ", "-").replace(" , ", ", ")
 
 
 def _console() -> Console:
     console = Console()
     return console if console.is_terminal else Console(width=PLAIN_WIDTH)
 
-
-_PLAIN_TEX = {
-    r"\frac1K": "1/K",
-    r"\bar w": " w̄",
-    r"\sum": " Σ",
-    r"\log": " log ",
-    r"\psi": "ψ",
-    r"\partial": " ∂",
-    r"\sim": "~",
-    r"\mid": "|",
-    r"\,": " ",
-    "``": "",
-    "^2": "²",
-}
 
 _COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "train": train_command,

@@ -12,8 +12,11 @@ import pytest
 
 import latentpg
 from latentpg import cli
+from latentpg.envs import ENV_IDS
 from latentpg.estimators import ESTIMATORS, GUIDE_OBJECTIVES
 from latentpg.studies import named_studies
+from latentpg.training.config import TUNED
+from latentpg.training.parts import SELECTORS
 
 ROOT = Path(latentpg.__file__).parents[1]
 
@@ -53,8 +56,13 @@ def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 def test_list_names_everything(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "list") == 0
     out = capsys.readouterr().out
-    words = {line.split()[0] for line in out.splitlines() if line.strip()}
-    assert {*ESTIMATORS, *GUIDE_OBJECTIVES, *named_studies()} <= words
+    listed = {line.split()[0]: line.split(maxsplit=1)[1:] for line in out.splitlines() if line.strip()}
+    known = [*ESTIMATORS, *GUIDE_OBJECTIVES, *named_studies(), *ENV_IDS, *(path.stem for path in TUNED.glob("*.toml"))]
+    for selector in ("algo", "policy", "estimator"):
+        known += SELECTORS[selector]
+    assert {*known} <= listed.keys()
+    assert all(listed[name] for name in known), "a name without a description"
+    assert "latentpg train --env CartPole-v1 --algo grpo" in out
     assert "\\" not in out and ":math:" not in out and "``" not in out
 
 

@@ -4,11 +4,13 @@ from latentpg.learners.actor_critic import A2C, A2COptions
 from latentpg.learners.agent import Agent, AgentOptions
 from latentpg.learners.descent import Descent
 from latentpg.learners.faults import LearningFault
-from latentpg.learners.grpo import GRPO, GRPOOptions
+from latentpg.learners.grpo import GRPO
+from latentpg.learners.grpo_options import GRPOOptions
 from latentpg.learners.learner import Learner
 from latentpg.learners.online import OnlineActorCritic, OnlineOptions
 from latentpg.learners.ppo import PPO, PPOOptions
-from latentpg.learners.reinforce import Reinforce, ReinforceOptions
+from latentpg.learners.reinforce import Reinforce
+from latentpg.learners.reinforce_options import ReinforceOptions
 from latentpg.learners.scoring import Fresh, Rows, Scored, Scorer, Stored, make_scorer
 
 __all__ = [

@@ -108,6 +108,15 @@ def episode_weights(
     return constant_weights(length, horizon=horizon, dtype=dtype)
 
 
+def sums(values: Float[Tensor, " B"], group: Int[Tensor, " B"], number: int) -> Float[Tensor, " E"]:
+    """Sum the values of each of so many groups.
+
+    >>> sums(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 2, 2]), 3).tolist()
+    [1.0, 0.0, 6.0]
+    """
+    return values.new_zeros(number).index_add(0, group, values)
+
+
 def whole_episodes(
     episode: Int[Tensor, " B"], length: Int[Tensor, " E"], batch_size: int
 ) -> Iterator[Int[Tensor, " M"]]:

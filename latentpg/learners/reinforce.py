@@ -14,7 +14,9 @@ credit                                                          expected gradien
 ==============================================================  =======================================
 
 with every baseline but the batch's mean, which makes it :math:`\frac{E-1}{E}` of that. C is ``horizon`` and
-:math:`J = E[\sum_t\gamma^t r_t]`.
+:math:`J = E[\sum_t\gamma^t r_t]`. Over several epochs ``ratio="trajectory"`` and ``"per-decision"`` keep that gradient,
+at the policy as it then is and for parameters that do not hang on the update's own episodes; ``"step"`` does not
+(:mod:`latentpg.learners.reinforce_rows`).
 
 Sources: R. J. Williams, "Simple statistical gradient-following algorithms for connectionist reinforcement learning",
 1992; R. S. Sutton et al., "Policy gradient methods for reinforcement learning with function approximation", 2000.
@@ -24,165 +26,36 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from gymnasium.vector import VectorEnv
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from latentpg.errors import OptionError
 from latentpg.learners.agent import Agent, prefixed, under
 from latentpg.learners.batches import Means, minibatches
-from latentpg.learners.descent import Descent
+from latentpg.learners.descent import Descent, check_finite
 from latentpg.learners.episodic import (
-    Aggregation,
     EpisodeBatch,
-    check_choices,
-    check_counts,
-    check_fraction,
-    check_positive,
     credit_to_go,
     episode_batch,
     episode_metrics,
     episode_rows,
-    step_discounts,
-    total_credit,
+    whole_episodes,
 )
+from latentpg.learners.reinforce_options import ReinforceOptions
+from latentpg.learners.reinforce_rows import reinforce_advantages, reinforce_rows
+from latentpg.learners.scores import squared_scores
 from latentpg.learners.scoring import Scorer
-from latentpg.numerics.baselines import batch_mean_baseline, leave_one_out_baseline, less_baseline, standardized
 from latentpg.numerics.divergences import k3
 from latentpg.numerics.rng import seeded, stream_seed
-from latentpg.numerics.surrogates import importance_weighted, reinforce
+from latentpg.numerics.surrogates import importance_weighted
 from latentpg.rollout import Episodes, ObservationNormalizer, collect_episodes
 from latentpg.rollout.environments import require_our_resets
 from latentpg.values import explained_variance, value_loss
 
-
-@dataclass(frozen=True)
-class ReinforceOptions:
-    r"""REINFORCE's own numbers.
-
-    **Credit.** ``"total"`` gives :math:`\sum_t\gamma^t r_t` of the episode to every step. ``"reward-to-go"`` gives step
-    t what followed it, discounted ``"from-step"``, :math:`\sum_{k\ge t}\gamma^{k-t}r_k`, as most code does, or
-    ``"from-start"``, which is the same times :math:`\gamma^t`, as the theorem says. A latent that is held for an
-    episode makes it one row, and wants ``"total"``.
-
-    **Baseline.** ``"batch-mean"`` and ``"leave-one-out"`` are means over the update's episodes, of what each has at
-    step t (0 if it has ended); ``"state-value"`` is a critic, fitted to what followed by ``value_epochs`` passes
-    *after* it has served, times :math:`\gamma^t` where the credit has it.
-
-    **Step.** ``ratio="none"`` is REINFORCE itself: one step on all rows, valid on-policy only, and so
-    ``num_epochs=1``. ``ratio="step"`` goes over minibatches, several times if asked to, with single-step ratios to the
-    policy that acted; its gradient is that of the former at the first step and something else afterwards.
-    ``normalize_advantage`` standardises advantages over all rows, which is no honest baseline.
-    """
-
-    num_episodes: int = 16
-    baseline: Literal["none", "batch-mean", "leave-one-out", "state-value"] = "leave-one-out"
-    credit: Literal["total", "reward-to-go"] = "reward-to-go"
-    discounting: Literal["from-step", "from-start"] = "from-step"
-    gamma: float | int = 0.99
-    ratio: Literal["none", "step"] = "none"
-    num_epochs: int = 1
-    normalize_advantage: bool = False
-    aggregation: Aggregation = "constant"
-    horizon: float | int = 1
-    latent: Literal["step", "episode"] = "step"
-    max_steps: int = 100_000
-    on_max_steps: Literal["error", "truncate"] = "error"
-    value_learning_rate: float | int = 1e-3
-    value_epochs: int = 5
-
-    def __post_init__(self) -> None:
-        """Check the numbers, and that they fit together."""
-        where = "ReinforceOptions()"
-        check_counts(
-            where,
-            {
-                "num_episodes": (self.num_episodes, 2 if self.baseline in ("leave-one-out", "batch-mean") else 1),
-                "num_epochs": (self.num_epochs, 1),
-                "max_steps": (self.max_steps, 1),
-                "value_epochs": (self.value_epochs, 1),
-            },
-            {"num_episodes": "a mean over episodes is taken off, and one has nothing to be compared with"}
-            if self.baseline in ("leave-one-out", "batch-mean")
-            else None,
-        )
-        check_positive(where, {"horizon": self.horizon, "value_learning_rate": self.value_learning_rate})
-        check_fraction(where, "gamma", self.gamma)
-        check_choices(
-            where,
-            {
-                "baseline": (self.baseline, ("none", "batch-mean", "leave-one-out", "state-value")),
-                "credit": (self.credit, ("total", "reward-to-go")),
-                "discounting": (self.discounting, ("from-step", "from-start")),
-                "ratio": (self.ratio, ("none", "step")),
-                "aggregation": (self.aggregation, ("token", "sequence", "constant")),
-                "latent": (self.latent, ("step", "episode")),
-                "on_max_steps": (self.on_max_steps, ("error", "truncate")),
-            },
-        )
-        if self.latent == "episode" and self.credit == "reward-to-go":
-            raise OptionError(
-                where,
-                '`credit="reward-to-go"` gives steps of one row different credits',
-                expected='latent="step"',
-                got='latent="episode"',
-                fix='credit="total"',
-            )
-        if self.ratio == "none" and self.num_epochs > 1:
-            raise OptionError(
-                where,
-                "after the first step the episodes are another policy's",
-                expected='num_epochs=1, or ratio="step"',
-                got=f'num_epochs={self.num_epochs}, ratio="none"',
-                fix='ratio="step"',
-            )
-
-
-def reinforce_advantages(
-    episodes: Episodes,
-    reward: Float[Tensor, " M"],
-    value: Float[Tensor, " M"] | None = None,
-    *,
-    options: ReinforceOptions,
-) -> Float[Tensor, " B"]:
-    """Return the credit of every row less its baseline, in float64; ``value`` is the critic's of every step."""
-    if options.credit == "total":
-        credit = total_credit(episodes, reward, gamma=options.gamma)  # [E]
-        rows_of = (lambda total: total) if episodes.held else episodes.spread
-    else:
-        from_start = options.discounting == "from-start"
-        credit = credit_to_go(episodes, reward, gamma=options.gamma, from_start=from_start).T  # [E, T]
-        rows_of = lambda steps: episodes.unpad(steps.T)  # noqa: E731
-    if options.baseline == "batch-mean":
-        advantage = rows_of(less_baseline(credit, batch_mean_baseline(credit)))
-    elif options.baseline == "leave-one-out":
-        advantage = rows_of(less_baseline(credit, leave_one_out_baseline(credit)))
-    elif value is not None:
-        advantage = less_baseline(rows_of(credit), _baseline_of(value, episodes, options))
-    else:
-        advantage = rows_of(credit)
-    return standardized(advantage) if options.normalize_advantage else advantage
-
-
-def reinforce_rows(
-    log_prob: Float[Tensor, " M"],
-    log_ratio: Float[Tensor, " M"],
-    batch: EpisodeBatch,
-    part: Int[Tensor, " M"],
-    *,
-    options: ReinforceOptions,
-) -> Float[Tensor, " M"]:
-    """Return the weighted rows of the surrogate for the batch's rows ``part``; their sum is the objective's share."""
-    advantage = batch.advantage[part]
-    if options.ratio == "step":
-        rows = importance_weighted(log_ratio.exp(), advantage)
-    else:
-        rows = reinforce(log_prob, advantage)
-    return batch.weight[batch.episode[part]] * rows
+_DEFAULTS = ReinforceOptions()
 
 
 class Reinforce:
@@ -210,7 +83,7 @@ class Reinforce:
         agent: Agent,
         critic: nn.Module | None = None,
         *,
-        options: ReinforceOptions = ReinforceOptions(),
+        options: ReinforceOptions = _DEFAULTS,
         seed: int,
         normalizer: ObservationNormalizer | None = None,
     ) -> None:
@@ -277,14 +150,15 @@ class Reinforce:
         self._anneal(progress)
         found, reward = episode_rows(episodes), episodes.transitions.reward.double()
         value = self._values(episodes)
-        advantage = reinforce_advantages(episodes, reward, value, options=options)
-        batch = episode_batch(episodes, advantage, aggregation=options.aggregation, horizon=options.horizon)
         behaviour = copy.deepcopy(agent.policy) if self._measures_gap() else None
         scorer = agent.propose(found.rows, found.log_joint)
+        squares = self._squared_scores(episodes, scorer)
+        advantage = reinforce_advantages(episodes, reward, value, squares, options=options)
+        batch = episode_batch(episodes, advantage, aggregation=options.aggregation, horizon=options.horizon)
         means, index = Means(), torch.arange(batch.rows.size)
         moves = bool(batch.advantage.any())  # Adam would go on by its momentum
         for _ in range(options.num_epochs if moves else 0):
-            for part in self._parts(index):
+            for part in self._parts(batch):
                 means.add(self._step(scorer, batch, part))
         metrics = {**means.values(), "train/skipped": float(not moves)}
         if behaviour is not None and moves:
@@ -306,6 +180,7 @@ class Reinforce:
         agent = self.agent
         scored = scorer.score(agent.policy, part)
         share = batch.rows.size / len(part)  # a minibatch stands for the batch
+        check_finite("a ratio", scored.log_ratio.exp())
         rows = reinforce_rows(scored.log_prob, scored.log_ratio, batch, part, options=self.options)
         objective = share * rows.sum()
         told = {"train/policy_gradient_loss": -float(objective.detach())}
@@ -321,10 +196,22 @@ class Reinforce:
             told["train/ess"] = float(scored.estimate.info["ess"].mean()) / scored.particles.num_particles
         return told
 
-    def _parts(self, index: Tensor) -> Iterator[Tensor]:
-        if self.options.ratio == "none":
+    def _parts(self, batch: EpisodeBatch) -> Iterator[Tensor]:
+        ratio, size, index = self.options.ratio, self.agent.options.batch_size, torch.arange(batch.rows.size)
+        if ratio == "none":
             return iter([index])
-        return minibatches(index, self.agent.options.batch_size)
+        if ratio == "step" or self.options.latent == "episode":
+            return minibatches(index, size)
+        return whole_episodes(batch.episode, batch.length, size)
+
+    def _squared_scores(self, episodes: Episodes, scorer: Scorer) -> Tensor | None:
+        if self.options.baseline != "variance-optimal":
+            return None
+        if episodes.held:
+            group = torch.arange(episodes.num_episodes)
+        else:
+            group = episodes.episode if self.options.credit == "total" else torch.arange(len(episodes.episode))
+        return squared_scores(self.agent.policy, scorer, group, int(group[-1]) + 1)
 
     def _values(self, episodes: Episodes) -> Tensor | None:
         if self.critic is None:
@@ -352,11 +239,3 @@ class Reinforce:
     def _measures_gap(self) -> bool:
         every = self.agent.options.gap_every
         return bool(every) and self.num_updates % every == 0
-
-
-def _baseline_of(value: Tensor, episodes: Episodes, options: ReinforceOptions) -> Tensor:
-    """Put the values of every step in the units of the credit: times gamma^t where it counts from the start."""
-    baseline = value.double()
-    if options.credit == "total" or options.discounting == "from-start":
-        baseline = baseline * step_discounts(episodes, gamma=options.gamma)
-    return baseline[episodes.step == 0] if episodes.held else baseline

@@ -18,10 +18,12 @@ from latentpg.training.curves import (
 from latentpg.training.evaluate import Evaluation, act_by_decoder_mean, evaluate
 from latentpg.training.folders import SavedRun, begin_run, open_run
 from latentpg.training.log import MetricsLog, read_metrics, series
-from latentpg.training.loop import Outcome, prepared, train
+from latentpg.training.loop import Outcome, train
 from latentpg.training.parts import RunOptions, Selection
+from latentpg.training.preparing import prepared
 from latentpg.training.seeds import go_on, run_seeds
 from latentpg.training.signals import stopping
+from latentpg.training.video import film_episodes
 
 __all__ = [
     "Built",
@@ -40,6 +42,7 @@ __all__ = [
     "draw_curve",
     "evaluate",
     "evaluation_curve",
+    "film_episodes",
     "go_on",
     "interquartile_mean",
     "known_values",

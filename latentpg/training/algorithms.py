@@ -11,9 +11,11 @@ from torch import nn
 
 from latentpg.learners import PPO, Agent, Learner, PPOOptions
 from latentpg.learners.actor_critic import A2C, A2COptions
-from latentpg.learners.grpo import GRPO, GRPOOptions
+from latentpg.learners.grpo import GRPO
+from latentpg.learners.grpo_options import GRPOOptions
 from latentpg.learners.online import OnlineActorCritic, OnlineOptions
-from latentpg.learners.reinforce import Reinforce, ReinforceOptions
+from latentpg.learners.reinforce import Reinforce
+from latentpg.learners.reinforce_options import ReinforceOptions
 from latentpg.rollout import ObservationNormalizer
 
 
@@ -31,10 +33,11 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Algorithm:
-    """A class of options, and what builds a learner with them."""
+    """A class of options, what builds a learner with them, and what it is in a line."""
 
     options: Callable[..., Any]
     build: Callable[[Pieces], Learner]
+    title: str
 
 
 def _with_critic(learner: Callable[..., Learner]) -> Callable[[Pieces], Learner]:
@@ -63,10 +66,20 @@ def _reinforce(pieces: Pieces) -> Learner:
 
 
 ALGORITHMS: Mapping[str, Algorithm] = {
-    "reinforce": Algorithm(ReinforceOptions, _reinforce),
-    "a2c": Algorithm(A2COptions, _with_critic(A2C)),
-    "online-actor-critic": Algorithm(OnlineOptions, _with_critic(OnlineActorCritic)),
-    "ppo": Algorithm(PPOOptions, _with_critic(PPO)),
-    "grpo": Algorithm(GRPOOptions, _grpo),
+    "reinforce": Algorithm(
+        ReinforceOptions,
+        _reinforce,
+        "Whole episodes, returns less a baseline; one step, or several by ratios.",
+    ),
+    "a2c": Algorithm(A2COptions, _with_critic(A2C), "A few steps of every environment, a critic, one step of ascent."),
+    "online-actor-critic": Algorithm(
+        OnlineOptions,
+        _with_critic(OnlineActorCritic),
+        "Actor and critic learn after every step, by TD errors and traces.",
+    ),
+    "ppo": Algorithm(PPOOptions, _with_critic(PPO), "Clipped ratios over several epochs, GAE, a critic."),
+    "grpo": Algorithm(
+        GRPOOptions, _grpo, "Whole episodes from one initial state, compared with each other; no critic."
+    ),
 }
 """Every algorithm by name."""

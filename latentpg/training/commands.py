@@ -13,17 +13,20 @@ import tyro
 from rich.console import Console
 
 from latentpg.errors import OptionError
+from latentpg.programs import LatentPolicy
 from latentpg.runs import write_json
 from latentpg.studies.execute import check_workers
 from latentpg.training.config import TrainingConfig
 from latentpg.training.evaluate import evaluate
 from latentpg.training.folders import begin_run, open_run, refused_change, seed_folder
-from latentpg.training.loop import Outcome, latent_of, prepared, train
+from latentpg.training.loop import Outcome, train
 from latentpg.training.options import changed_options, check_flags, parse_train
+from latentpg.training.preparing import latent_of, prepared
 from latentpg.training.progress import progress
 from latentpg.training.saving import CHECKPOINTS, load
 from latentpg.training.seeds import draw_seeds, go_on, run_seeds
 from latentpg.training.signals import EXIT_OF_SIGNAL, stopping
+from latentpg.training.video import check_films, film_episodes
 
 RESUME_HELP = """usage: latentpg resume RUN [OPTIONS]
 
@@ -85,6 +88,8 @@ class EvaluateOptions:
         tyro.conf.arg(help="The policy itself, or its decoder's mean at a sampled z."),
     ] = "stochastic"
     seed: Annotated[int, tyro.conf.arg(help="Of this evaluation; training and its evaluations use others.")] = 0
+    video: Annotated[bool, tyro.conf.arg(help="Film episodes too, as animated GIFs in the run's folder.")] = False
+    video_episodes: Annotated[int, tyro.conf.arg(help="How many.")] = 1
     trust_env: Annotated[bool, tyro.conf.arg(help="Let an environment id module:Env import that module.")] = False
 
 
@@ -102,7 +107,13 @@ def evaluate_command(words: Sequence[str]) -> int:
             expected="four episodes or more, which an interval needs, and a seed >= 0",
             got=f"{options.episodes} and {options.seed}",
         )
+    if options.video_episodes < 1:
+        raise OptionError(
+            "latentpg evaluate", "`--video-episodes`", expected="an integer >= 1", got=repr(options.video_episodes)
+        )
     run = open_run(path, trusted=options.trust_env)
+    if options.video:
+        check_films(run.config.selection.env)  # before anything is evaluated or written
     if run.seeds is None:
         _evaluate(run.config, run.path, options)
     for seed in run.seeds or ():
@@ -123,6 +134,7 @@ def _evaluate(config: TrainingConfig, folder: Path, options: EvaluateOptions) ->
             acting=options.acting,
             latent=latent_of(config),
         )
+        films = _film(config, folder, options, built.policy, saved.step) if options.video else []
     mean = found.mean
     place = folder / "evaluations"
     place.mkdir(exist_ok=True)
@@ -134,6 +146,23 @@ def _evaluate(config: TrainingConfig, folder: Path, options: EvaluateOptions) ->
         f"episodes, {options.acting}, after {saved.step} steps"
     )
     print(f"written to {file}")
+    for film, reward in films:
+        print(f"film    {film}  (return {reward:.2f})")
+
+
+def _film(
+    config: TrainingConfig, folder: Path, options: EvaluateOptions, policy: LatentPolicy, step: int
+) -> list[tuple[Path, float]]:
+    """Film episodes beside the evaluation, whose numbers do not hang on it."""
+    return film_episodes(
+        config.selection.env,
+        policy,
+        lambda episode: folder / "videos" / f"step-{step}-{options.acting}-seed-{options.seed}-{episode}.gif",
+        num_episodes=options.video_episodes,
+        seed=options.seed,
+        acting=options.acting,
+        latent=latent_of(config),
+    )
 
 
 def _run_seeds(config: TrainingConfig, seeds: Sequence[int], folder: Path, num_workers: int) -> int:
@@ -161,6 +190,8 @@ def _finish(config: TrainingConfig, folder: Path, outcome: Outcome) -> int:
             f"({found['eval/mean_reward_low']:.1f} to {found['eval/mean_reward_high']:.1f}, 95 %) "
             f"at {int(found['time/total_timesteps'])} steps; best {outcome.best:.1f} at {outcome.best_steps}"
         )
+    if outcome.inexact:
+        print(f"exact_resume: false, new episodes were begun: {outcome.inexact}")
     for file in outcome.files:
         print(f"{'metrics' if file.stem == 'metrics' else 'figure '} {file}")  # not through rich, which breaks paths
     print(f"saved   {folder / CHECKPOINTS}")

@@ -33,7 +33,7 @@ from latentpg.training.parts import (
 TUNED = Path(__file__).with_name("tuned")
 """Where the option files that ship are."""
 
-_OWN_KEYS = ("format_version", "study", "seeds")  # what a run folder's file has beside options
+_OWN_KEYS = ("format_version", "name", "study", "seeds")  # beside options; earlier folders say study for name
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from latentpg.errors import OptionError, StudyError
-from latentpg.runs import Checkpoint, create_run_folder
+from latentpg.runs import Checkpoint, create_run_folder, write_toml
 from latentpg.training.config import TrainingConfig, check_trust, known_values, read_options, resolve
 from latentpg.training.options import command_of
 
@@ -38,6 +39,8 @@ def begin_run(config: TrainingConfig, *, out: Path | None, seeds: Sequence[int] 
         seed=config.run.seed,
         out=out,
     )
+    # a run of a policy is no study: the same file with a name in place of the study's
+    write_toml(folder.file("config.toml"), {"name": folder.name, **values})
     return folder.path
 
 
@@ -66,16 +69,24 @@ def open_run(path: Path, *, trusted: bool) -> SavedRun:
 
 def check_same(config: TrainingConfig, saved: Checkpoint) -> None:
     """Refuse to go on from a checkpoint of a run with other options."""
-    then, now = saved.facts.get("config"), known_values(config)
-    if then == now:
+    known, now = _known_then(saved.facts.get("config")), known_values(config)
+    if known == now:
         return
-    known = then if isinstance(then, dict) else {}
     differs = [
         f"{name} = {now.get(name)}, then {known.get(name)}"
         for name in {**known, **now}
         if now.get(name) != known.get(name)
     ]
     raise refused_change(differs)
+
+
+def _known_then(values: object) -> dict[str, Any]:
+    """Return the options that a checkpoint was written under; those that came later have their defaults."""
+    found = values if isinstance(values, dict) else {}
+    try:
+        return known_values(resolve(found))
+    except OptionError:  # a name that has gone, or no configuration at all: to be compared as it is
+        return found
 
 
 def refused_change(differs: Sequence[str]) -> OptionError:

@@ -2,7 +2,7 @@
 
 Names are those that the field's tools know: ``rollout/ep_rew_mean``, ``train/approx_kl``, ``eval/mean_reward``,
 ``time/fps``, ``time/total_timesteps``. ``metrics.jsonl`` is the log; ``metrics.csv`` is made from it. A run that goes
-on from a checkpoint forgets the lines that were written after it.
+on from a checkpoint forgets the lines that were written after it, and has TensorBoard forget them.
 """
 
 from __future__ import annotations
@@ -35,13 +35,18 @@ class MetricsLog:
         if steps is not None:
             self.rows += [row for row in read_metrics(folder) if row[STEPS] <= steps]
         publish(self.path, "".join(map(_line, self.rows)).encode())
-        self._board = tensorboard_writer(folder / "tensorboard", purge_step=None if steps is None else steps + 1)
+        self._purge_step = None if steps is None else steps + 1
+        self._board: Any | None = None
+        self._has_begun = False
 
     def add(self, row: Row) -> None:
         """Write a row; ``time/total_timesteps`` must be in it."""
         self.rows.append(row)
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(_line(row))
+        if not self._has_begun:  # only now: a finished run that is gone on with gets no file
+            self._has_begun = True
+            self._board = tensorboard_writer(self.folder / "tensorboard", purge_step=self._purge_step)
         if self._board is not None:
             for name, value in row.items():
                 self._board.add_scalar(name, value, int(row[STEPS]))
@@ -66,7 +71,7 @@ def read_metrics(folder: Path) -> list[Row]:
     path = folder / "metrics.jsonl"
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise StudyError("run folder", f"{path} cannot be read", expected="a run's metrics", got=str(error)) from error
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
@@ -78,7 +83,7 @@ def read_metrics(folder: Path) -> list[Row]:
                 raise ValueError("another version of the format")
             rows.append({name: float(value) if isinstance(value, str) else value for name, value in entry.items()})
             int(rows[-1][STEPS])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StudyError(
                 "run folder", f"{path}, line {number}", expected="a row of metrics", got=repr(line[:80])
             ) from error

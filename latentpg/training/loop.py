@@ -2,39 +2,42 @@
 
 Evaluations happen whenever another ``eval_every`` steps have been taken, with seeds of their own that hang on the step
 alone, so that a run that was interrupted has the same ones. A checkpoint holds all that the next update hangs on: going
-on from one gives the same numbers as never having stopped.
+on from one gives the same numbers as never having stopped, or says why it does not
+(:mod:`latentpg.training.resuming`).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latentpg.errors import LatentPGError, OptionError
+from latentpg.errors import LatentPGError
 from latentpg.learners.batches import Means
 from latentpg.numerics.rng import stream_seed
 from latentpg.runs import Checkpoint, write_json
-from latentpg.studies.workers import one_thread
-from latentpg.training.build import Built, build
+from latentpg.training.build import Built
 from latentpg.training.config import TrainingConfig, known_values
 from latentpg.training.curves import draw_curve, evaluation_curve
 from latentpg.training.evaluate import evaluate
 from latentpg.training.log import STEPS, MetricsLog, Row
+from latentpg.training.preparing import latent_of
 from latentpg.training.progress import Show, unseen
+from latentpg.training.resuming import restore
 from latentpg.training.saving import save, save_fault
 from latentpg.training.signals import Stop, never
+from latentpg.training.video import film_episodes
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended: environment steps and updates taken, the latest and the best evaluation, and what stopped it.
 
-    ``signal`` is None for a run that took all its steps.
+    ``signal`` is None for a run that took all its steps. ``inexact`` says why a run that went on is not the same as
+    one that never stopped; it is empty where it is.
     """
 
     steps: int
@@ -45,21 +48,7 @@ class Outcome:
     best_steps: int
     signal: int | None
     files: tuple[Path, ...]
-
-
-@contextmanager
-def prepared(config: TrainingConfig) -> Iterator[Built]:
-    """Build what a run needs, compute on one thread inside the scope, and close the environments at its end.
-
-    Whatever is wrong with a configuration shows here, before anything is written.
-    """
-    _check_latent(config)
-    with one_thread():
-        built = build(config)
-        try:
-            yield built
-        finally:
-            built.close()
+    inexact: str = ""
 
 
 def train(
@@ -99,6 +88,7 @@ class _Run:
     best: float = -math.inf
     best_steps: int = 0
     saved_at: int = -1
+    inexact: str = ""
     evaluation: dict[str, float | int] = field(default_factory=dict)
     means: Means = field(default_factory=Means)
     log: MetricsLog = field(init=False)
@@ -115,8 +105,10 @@ class _Run:
             self._save(is_best=True)
             self._write(row)
             return
-        self.built.learner.restore(saved.state)
         facts = saved.facts
+        why = restore(self.built.learner, saved.state)
+        before = facts.get("inexact", "")
+        self.inexact = before if why is None else f"{before}at {self.steps} steps: {why}\n"
         self.seconds, self.evaluation = facts["seconds"], dict(facts["evaluation"])
         self.best, self.best_steps = facts["best"], facts["best_steps"]
         self.saved_at = self.steps
@@ -137,6 +129,8 @@ class _Run:
         if finished or self._crossed(before, run.eval_every):
             row |= self._evaluate()
             is_best = self.best_steps == self.steps
+        if run.video_every is not None and (finished or self._crossed(before, run.video_every)):
+            self._film()
         if row:
             self._write(row)
         if due or is_best:
@@ -153,6 +147,7 @@ class _Run:
             "updates": self.built.learner.num_updates,
             "seconds": self.seconds,
             "finished": self.steps >= self.config.run.total_timesteps,
+            **self._exactness(),
             "evaluation": self.evaluation,
             "best": {"mean_reward": self.best, "timesteps": self.best_steps},
         }
@@ -166,6 +161,7 @@ class _Run:
             self.best_steps,
             signal,
             files,
+            self.inexact.strip(),
         )
 
     def _crossed(self, before: int, every: int) -> bool:
@@ -197,6 +193,19 @@ class _Run:
             self.best, self.best_steps = found.mean.value, self.steps
         return metrics
 
+    def _film(self) -> None:
+        """Film an episode as evaluations play theirs."""
+        run = self.config.run
+        film_episodes(
+            self.config.selection.env,
+            self.built.policy,
+            lambda episode: self.folder / "videos" / f"step-{self.steps}.gif",
+            num_episodes=1,
+            seed=stream_seed(run.seed, f"film at {self.steps}"),
+            acting=run.eval_acting,
+            latent=latent_of(self.config),
+        )
+
     def _write(self, row: Row) -> None:
         whole = {STEPS: self.steps, **row}
         self.log.add(whole)
@@ -214,7 +223,14 @@ class _Run:
             "evaluation": self.evaluation,
             "best": self.best,
             "best_steps": self.best_steps,
+            "inexact": self.inexact,
         }
+
+    def _exactness(self) -> dict[str, Any]:
+        """Say whether the run is the same as one that never stopped, and if it is not, why."""
+        if not self.inexact:
+            return {"exact_resume": True}
+        return {"exact_resume": False, "exact_resume_why": self.inexact.strip()}
 
     def _draw(self) -> list[Path]:
         selection = self.config.selection
@@ -234,18 +250,3 @@ class _Run:
         }
         write_json(self.folder / "fault.json", what)
         save_fault(self.folder, self.built.learner.state(), self._facts(), steps=self.steps)
-
-
-def latent_of(config: TrainingConfig) -> str:
-    """Tell whether the algorithm has latents drawn per step or held for an episode, which evaluations then do too."""
-    return str(getattr(config.algorithm, "latent", "step"))
-
-
-def _check_latent(config: TrainingConfig) -> None:
-    if latent_of(config) == "episode" and config.run.eval_acting != "stochastic":
-        raise OptionError(
-            "training",
-            "a latent that is held for an episode is evaluated as it acts",
-            expected='eval_acting "stochastic"',
-            got=f'"{config.run.eval_acting}" with latent "episode"',
-        )

@@ -56,6 +56,7 @@ _TEXTS: Mapping[str, str] = {
     "eval_acting": "The policy itself, or its decoder's mean at a sampled z.",
     "checkpoint_every": "Steps from one checkpoint to the next.",
     "log_every": "Updates from one row of metrics to the next.",
+    "video_every": "Steps from one filmed episode to the next; none without it.",
 }
 
 

@@ -19,7 +19,8 @@ from latentpg.training.config import TrainingConfig, known_values, resolve
 from latentpg.training.curves import draw_curve, learning_curve
 from latentpg.training.folders import begin_run, check_same, has_finished, seed_folder
 from latentpg.training.log import read_metrics, series
-from latentpg.training.loop import Outcome, prepared, train
+from latentpg.training.loop import Outcome, train
+from latentpg.training.preparing import prepared
 from latentpg.training.progress import Show, progress, unseen
 from latentpg.training.saving import CHECKPOINTS, load
 from latentpg.training.signals import Stop, never, stopping

@@ -1,6 +1,7 @@
 """Learners in small, and what their tests read off them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 from latentpg.estimators import ClosedForm, ConditionalIS, Estimator
 from latentpg.estimators.guides import ConditionalWake, GuideObjective
 from latentpg.learners import PPO, Agent, AgentOptions, PPOOptions
+from latentpg.learners.scoring import Scored, Scorer
 from latentpg.numerics.rng import seeded
 from latentpg.policies import MixturePolicy, PlainPolicy, observation_size
+from latentpg.programs import LatentPolicy
 from latentpg.rollout import ObservationNormalizer, make_envs
 from latentpg.values import NetworkCritic
 
@@ -79,6 +82,18 @@ def ppo_for(
     if normalizer is not None:
         critic = nn.Sequential(normalizer, critic)
     return PPO(envs, agent, critic, options=options, seed=3, normalizer=normalizer)
+
+
+@dataclass(frozen=True)
+class Far:
+    """Scores as another scorer does, but for a policy that has gone far: log-ratios are larger by so much."""
+
+    inner: Scorer
+    by: float
+
+    def score(self, policy: LatentPolicy, index: Tensor) -> Scored:
+        scored = self.inner.score(policy, index)
+        return replace(scored, old_log_prob=scored.old_log_prob - self.by)
 
 
 def parameters_of(*modules: nn.Module) -> list[Tensor]:

@@ -16,9 +16,14 @@ from gymnasium import spaces
 from torch import Tensor
 
 from latentpg.estimators import ConditionalIS, Estimator, Guide, JointScore, PosteriorIS, Prior
-from latentpg.learners.episodic import Aggregation, EpisodeBatch, episode_batch
-from latentpg.learners.grpo import GRPOOptions, group_advantages, grpo_rows
-from latentpg.learners.reinforce import ReinforceOptions, reinforce_advantages, reinforce_rows
+from latentpg.learners import group_credit
+from latentpg.learners.episodic import Aggregation, EpisodeBatch, episode_batch, episode_rows
+from latentpg.learners.group_credit import group_advantages
+from latentpg.learners.grpo_options import GRPOOptions
+from latentpg.learners.grpo_rows import grpo_rows
+from latentpg.learners.reinforce_options import ReinforceOptions
+from latentpg.learners.reinforce_rows import reinforce_advantages, reinforce_rows
+from latentpg.learners.scores import squared_scores
 from latentpg.learners.scoring import Fresh
 from latentpg.numerics.rng import seeded
 from latentpg.oracles.enumeration import enumerate_draws
@@ -32,9 +37,10 @@ from latentpg.rollout import Episodes, Transitions
 EXACT = 1e-10
 HORIZON, COMPONENTS = 2, 2
 
-Baseline: TypeAlias = Literal["none", "batch-mean", "leave-one-out", "state-value"]
+Baseline: TypeAlias = Literal["none", "batch-mean", "leave-one-out", "variance-optimal", "state-value"]
 Credit: TypeAlias = Literal["total", "reward-to-go"]
 Latent: TypeAlias = Literal["step", "episode"]
+Ratio: TypeAlias = Literal["none", "step", "per-decision", "trajectory"]
 
 
 def random_mdp(*, ends: bool, start: float = 0.3) -> TabularMDP:
@@ -162,16 +168,21 @@ def expected_gradient(
     rows: Callable[[Tensor, Tensor, EpisodeBatch, Tensor], Tensor],
     *,
     by_episode: bool = False,
+    moved: MixturePolicy | None = None,
 ) -> Tensor:
-    """Sum the gradient of weighted rows over all particles, those of a row or of a whole episode at once."""
+    """Sum the gradient of weighted rows over all particles, those of a row or of a whole episode at once.
+
+    The task's policy has acted; ``moved`` is where it has got to meanwhile, and the gradient is taken there.
+    """
     scorer = Fresh(estimator, batch.rows, copy.deepcopy(task.policy))
+    policy = task.policy if moved is None else moved
 
     def program(index: Tensor) -> Tensor:
         if by_episode:  # all of one length: time outermost, the copies innermost
             place, episode, steps = (index * HORIZON + torch.arange(HORIZON)[:, None]).flatten(), index, HORIZON
         else:
             place, episode, steps = index, batch.episode[index], 1
-        scored = scorer.score(task.policy, place)
+        scored = scorer.score(policy, place)
         copies = torch.arange(len(index)).repeat(steps)  # each copy an episode of its own
         mine = EpisodeBatch(
             batch.rows.take(place), copies, batch.advantage[place], batch.length[episode], batch.weight[episode]
@@ -179,7 +190,7 @@ def expected_gradient(
         return rows(scored.log_prob, scored.log_ratio, mine, torch.arange(len(place)))
 
     every = enumerate_draws(program, num_rows=len(batch.length) if by_episode else batch.rows.size)
-    return task.gradient(every.expectation(every.result).sum())
+    return replace(task, policy=policy).gradient(every.expectation(every.result).sum())
 
 
 def grpo_gradient(task: Task, options: GRPOOptions, estimator: Estimator) -> Tensor:
@@ -202,27 +213,65 @@ def grpo_gradient(task: Task, options: GRPOOptions, estimator: Estimator) -> Ten
 
 
 def reinforce_gradient(
-    task: Task, options: ReinforceOptions, estimator: Estimator, critic: Callable[[Tensor], Tensor] | None = None
+    task: Task,
+    options: ReinforceOptions,
+    estimator: Estimator,
+    critic: Callable[[Tensor], Tensor] | None = None,
+    moved: MixturePolicy | None = None,
 ) -> Tensor:
     """Differentiate REINFORCE's objective on average, of one or of two episodes an update."""
     columns = torch.arange(task.found.states.shape[1])
     draws = torch.combinations(columns, options.num_episodes, with_replacement=True)  # one or two: in 1 or 2 orders
     chance = task.log_prob.exp()[draws].prod(-1) * (1 + (draws[:, 0] != draws[:, -1]).double())
     assert abs(chance.sum().item() - 1) < EXACT
+    squares_of = squares_in(task, options)
     advantages = []
     for draw in draws:  # a baseline over the update's episodes sees those alone
         episodes = task.episodes(draw, 1)
         value = None if critic is None else critic(episodes.transitions.obs)
-        advantages.append(reinforce_advantages(episodes, episodes.transitions.reward, value, options=options))
+        reward = episodes.transitions.reward
+        advantages.append(reinforce_advantages(episodes, reward, value, squares_of(draw), options=options))
     together = task.episodes(draws.flatten(), 1)
     batch = episode_batch(together, torch.cat(advantages), aggregation=options.aggregation, horizon=options.horizon)
     weight = batch.weight * len(chance) * chance.repeat_interleave(options.num_episodes)
-    return expected_gradient(
-        task,
-        replace(batch, weight=weight),
-        estimator,
-        lambda log_prob, log_ratio, data, part: reinforce_rows(log_prob, log_ratio, data, part, options=options),
-    )
+    whole = options.ratio in ("per-decision", "trajectory") and not task.held
+
+    def rows(log_prob: Tensor, log_ratio: Tensor, data: EpisodeBatch, part: Tensor) -> Tensor:
+        found = reinforce_rows(log_prob, log_ratio, data, part, options=options)
+        return found.unflatten(0, (HORIZON, -1)).sum(0) if options.ratio == "per-decision" and by_episode else found
+
+    by_episode = whole and not isinstance(estimator, JointScore)
+    weighted = replace(batch, weight=weight)
+    if whole and not by_episode:  # nothing is drawn beside what was recorded, so all episodes go in as they are
+        policy = task.policy if moved is None else moved
+        part = torch.arange(batch.rows.size)
+        scored = Fresh(estimator, batch.rows, copy.deepcopy(task.policy)).score(policy, part)
+        return replace(task, policy=policy).gradient(rows(scored.log_prob, scored.log_ratio, weighted, part).sum())
+    return expected_gradient(task, weighted, estimator, rows, by_episode=by_episode, moved=moved)
+
+
+def squares_in(task: Task, options: ReinforceOptions) -> Callable[[Tensor], Tensor | None]:
+    """Return squared scores of the episodes in a draw, or of their steps: those of log p(z, a | s)."""
+    if options.baseline != "variance-optimal":
+        return lambda draw: None
+    every = task.episodes(torch.arange(task.found.states.shape[1]), 1)
+    rows = episode_rows(every).rows
+    group = every.episode if options.credit == "total" and not task.held else torch.arange(rows.size)
+    scorer = Fresh(JointScore(), rows, copy.deepcopy(task.policy))
+    squares = squared_scores(task.policy, scorer, group, int(group[-1]) + 1)
+    if options.credit == "total":
+        return lambda draw: squares[draw]
+    padded = every.pad(squares).T  # [E, T]
+    return lambda draw: padded[draw][every.mask.T[draw]]
+
+
+def elsewhere(task: Task, *, far: float = -0.3) -> MixturePolicy:
+    """Return the task's policy after it has moved."""
+    moved = copy.deepcopy(task.policy)
+    with seeded(9), torch.no_grad():
+        for parameter in moved.parameters():
+            parameter.add_(far * torch.randn_like(parameter))
+    return moved
 
 
 def off_by(value: Tensor, expected: Tensor) -> float:
@@ -319,6 +368,29 @@ def test_what_is_listed_as_another_direction_is_one() -> None:
     assert off_by(grpo_gradient(task, honest, PosteriorIS(2, Prior())), exact) > 1e-3
 
 
+@pytest.mark.parametrize("gamma", [0.9, 1.0])
+@pytest.mark.parametrize("advantage", ["rloo", "group-mean", "group-std"])
+def test_pooled_credit_is_another_direction(
+    gamma: float, advantage: Literal["rloo", "group-mean", "group-std"]
+) -> None:
+    for name in ("ends-early", "grid-world", "same-length"):
+        options = GRPOOptions(
+            group_size=2, advantage=advantage, credit="pooled-to-go", aggregation="constant", gamma=gamma
+        )
+        task = task_of(name, held=False)
+        assert turned_by(grpo_gradient(task, options, ConditionalIS(2)), task.exact_gradient(gamma)) > 5e-3
+
+
+def test_what_turns_pooled_credit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a discount and with the others' mean, only that groups of equal returns are made 0."""
+    options = GRPOOptions(group_size=2, advantage="rloo", credit="pooled-to-go", aggregation="constant")
+    monkeypatch.setattr(group_credit, "zero_variance_groups", lambda returns: torch.zeros(returns.shape[1]) > 0)
+    task = task_of("same-length", held=False)
+    assert off_by(grpo_gradient(task, options, ConditionalIS(2)), task.exact_gradient(1.0)) < EXACT
+    discounted = replace(options, gamma=0.9)
+    assert turned_by(grpo_gradient(task, discounted, ConditionalIS(2)), task.exact_gradient(0.9)) > 5e-3
+
+
 # REINFORCE
 
 
@@ -362,3 +434,81 @@ def test_dropping_the_discount_of_the_start_turns_the_gradient() -> None:
     assert turned_by(reinforce_gradient(task, options, ConditionalIS(2)), task.exact_gradient(0.3)) > 5e-3
     undiscounted = ReinforceOptions(num_episodes=1, baseline="none", discounting="from-step", gamma=1.0)
     assert off_by(reinforce_gradient(task, undiscounted, ConditionalIS(2)), task.exact_gradient(1.0)) < EXACT
+
+
+def off_policy(
+    name: str,
+    estimator: Estimator,
+    *,
+    ratio: Ratio,
+    baseline: Baseline = "none",
+    num_episodes: int = 1,
+    held: bool = False,
+    moved: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Return REINFORCE's expected gradient after the policy has moved, and the exact one there; γ = 0.8."""
+    task = task_of(name, held=held)
+    options = ReinforceOptions(
+        num_episodes=num_episodes,
+        baseline=baseline,
+        credit="total" if ratio == "trajectory" else "reward-to-go",
+        discounting="from-start",
+        ratio=ratio,
+        gamma=0.8,
+        latent="episode" if held else "step",
+    )
+    target = elsewhere(task) if moved else task.policy
+    value = critic if baseline == "state-value" else None
+    found = reinforce_gradient(task, options, estimator, value, target)
+    return found, replace(task, policy=target).exact_gradient(0.8)
+
+
+@pytest.mark.parametrize("baseline", ["none", "state-value"])
+@pytest.mark.parametrize("ratio", ["trajectory", "per-decision"])
+@pytest.mark.parametrize(
+    ("name", "estimator"),
+    [("same-length", ConditionalIS(1)), ("same-length", ConditionalIS(2)), ("ends-early", JointScore())],
+    ids=str,
+)
+def test_ratios_of_episodes_stay_the_gradient(
+    name: str, estimator: Estimator, ratio: Ratio, baseline: Baseline
+) -> None:
+    """Wherever the policy has moved; through the product of estimated ratios, each of particles of its own."""
+    found, exact = off_policy(name, estimator, ratio=ratio, baseline=baseline)
+    assert exact.norm() > 0.05 and off_by(found, exact) < EXACT
+
+
+@pytest.mark.parametrize(
+    ("baseline", "factor"), [("leave-one-out", 1.0), ("variance-optimal", 1.0), ("batch-mean", 0.5)]
+)
+@pytest.mark.parametrize("ratio", ["trajectory", "per-decision"])
+def test_they_do_with_baselines_from_the_episodes(ratio: Ratio, baseline: Baseline, factor: float) -> None:
+    found, exact = off_policy("one-start", JointScore(), ratio=ratio, baseline=baseline, num_episodes=2)
+    assert off_by(found, factor * exact) < EXACT
+
+
+def test_a_held_latent_has_the_ratio_of_its_episode() -> None:
+    found, exact = off_policy("ends-early", ConditionalIS(2), ratio="trajectory", held=True)
+    assert off_by(found, exact) < EXACT
+
+
+@pytest.mark.parametrize("ratio", ["trajectory", "per-decision", "step"])
+def test_where_it_acted_every_ratio_is_the_gradient(ratio: Ratio) -> None:
+    found, exact = off_policy("same-length", ConditionalIS(2), ratio=ratio, moved=False)
+    assert off_by(found, exact) < EXACT
+
+
+def test_the_single_step_ratio_is_another_direction_elsewhere() -> None:
+    found, exact = off_policy("same-length", ConditionalIS(2), ratio="step")
+    assert turned_by(found, exact) > 5e-3
+
+
+@pytest.mark.parametrize(("credit", "latent"), [("total", "step"), ("total", "episode"), ("reward-to-go", "step")])
+def test_the_variance_optimal_baseline_keeps_the_gradient(credit: Credit, latent: Latent) -> None:
+    """From the other episode's score alone; with its own it would not."""
+    task = task_of("one-start", held=latent == "episode")
+    options = ReinforceOptions(
+        num_episodes=2, baseline="variance-optimal", credit=credit, discounting="from-start", gamma=0.8,
+        latent=latent,
+    )  # fmt: skip
+    assert off_by(reinforce_gradient(task, options, ConditionalIS(2)), task.exact_gradient(0.8)) < EXACT

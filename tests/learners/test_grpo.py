@@ -15,9 +15,11 @@ from torch import Tensor
 from latentpg.errors import OptionError
 from latentpg.estimators import ConditionalIS, Guide, JointScore
 from latentpg.estimators.guides import ConditionalWake
-from latentpg.learners import GRPO, Agent, AgentOptions, GRPOOptions, Learner
+from latentpg.learners import GRPO, Agent, AgentOptions, GRPOOptions, Learner, LearningFault
 from latentpg.learners.episodic import EpisodeBatch, episode_batch, episode_rows, whole_episodes
-from latentpg.learners.grpo import group_advantages, group_metrics, grpo_rows, penalty_rows
+from latentpg.learners.group_credit import group_advantages, group_metrics
+from latentpg.learners.grpo_options import annealed
+from latentpg.learners.grpo_rows import grpo_rows, penalty_rows
 from latentpg.learners.scoring import Rows
 from latentpg.numerics.rng import seeded
 from latentpg.policies import MixturePolicy
@@ -31,7 +33,7 @@ from latentpg.rollout import (
     make_envs,
 )
 from tests.learners.grid_env import exact_value, greedy, grid_worlds, optimal_value, table_of
-from tests.learners.small import SMALL, agent_for, parameters_of, same, same_state
+from tests.learners.small import SMALL, Far, agent_for, parameters_of, same, same_state
 from tests.rollout.scripted import Scripted, vectorize
 
 SHORT = GRPOOptions(num_groups=2, group_size=3, num_epochs=2)
@@ -297,6 +299,7 @@ def test_a_latent_held_for_the_episode(ratio: Any) -> None:  # noqa: ANN401
         {"surrogate": "cispo", "aggregation": "constant", "horizon": 500},
         {"credit": "reward-to-go", "gamma": 0.99, "advantage": "batch-std"},
         {"credit": "pooled-to-go", "gamma": 0.99},
+        {"anneal_clip": True},
         {"noise": "independent", "advantage": "rloo", "aggregation": "sequence"},
         {"kl_coefficient": 0.1},
         {"kl_coefficient": 0.1, "kl_estimator": "k1", "kl_placement": "ratio"},
@@ -378,6 +381,20 @@ def test_a_penalty_in_the_reward_comes_off_the_return() -> None:
         torch.testing.assert_close(taken[where], expected)
         assert float(expected.abs().max()) > 0
         torch.testing.assert_close(taken.sum(), expected.sum())
+
+
+def test_the_clip_range_falls_over_the_run() -> None:
+    """At the very end every ratio that is not 1 counts as clipped; options of its own decide that it falls."""
+    options = GRPOOptions(clip_range=0.5, clip_range_high=1.0, anneal_clip=True)
+    assert [annealed(options, share).clip_range for share in (0.0, 0.5, 1.0)] == [0.5, 0.25, 0.0005]
+    assert annealed(options, 0.5).clip_range_high == 0.5
+    assert annealed(replace(options, clip_range_high=None), 0.5).clip_range_high is None
+    assert annealed(replace(options, anneal_clip=False), 0.5).clip_range == 0.5
+    clipped = {}
+    for falls in (False, True):
+        learner = grpo_for(replace(SHORT, num_epochs=5, anneal_clip=falls), agent_options=replace(SMALL, gap_every=1))
+        clipped[falls] = learner.update(1.0)["train/clip_fraction"]
+    assert clipped[False] == 0 and clipped[True] > 0.3
 
 
 def test_epochs_stop_at_the_target() -> None:
@@ -470,6 +487,13 @@ def test_an_episode_that_never_ends() -> None:
     refused(grpo_for(options, envs=envs), EnvironmentFault, r"does not end[\s\S]*max_steps=30")
     told = grpo_for(replace(options, on_max_steps="truncate"), envs=envs).update()
     assert told["rollout/ep_len_mean"] == 30
+
+
+def test_a_ratio_that_overflows_is_named() -> None:
+    learner = grpo_for()
+    propose = learner.agent.propose
+    learner.agent.propose = lambda rows, log_joint: Far(propose(rows, log_joint), 1000.0)  # type: ignore[method-assign]
+    refused(learner, LearningFault, "a ratio is not finite")
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -11,15 +11,17 @@ from gymnasium.vector import VectorEnv
 
 from latentpg.errors import OptionError
 from latentpg.estimators import ConditionalIS
-from latentpg.learners import Agent, AgentOptions, Learner, Reinforce, ReinforceOptions
-from latentpg.learners.episodic import EpisodeBatch
-from latentpg.learners.reinforce import reinforce_advantages, reinforce_rows
+from latentpg.learners import Agent, AgentOptions, Learner, LearningFault, Reinforce, ReinforceOptions
+from latentpg.learners.episodic import EpisodeBatch, episode_rows
+from latentpg.learners.reinforce_rows import reinforce_advantages, reinforce_rows
+from latentpg.learners.scores import squared_scores
 from latentpg.learners.scoring import Rows
 from latentpg.numerics.rng import seeded
 from latentpg.policies import MixturePolicy
-from latentpg.rollout import EnvironmentFault, Episodes, Transitions, make_envs
+from latentpg.programs import model_parameters
+from latentpg.rollout import EnvironmentFault, Episodes, Transitions, collect_episodes, make_envs
 from tests.learners.grid_env import exact_value, greedy, grid_worlds, optimal_value, table_of
-from tests.learners.small import SMALL, agent_for, critic_for, parameters_of, same, same_state
+from tests.learners.small import SMALL, Far, agent_for, critic_for, parameters_of, same, same_state
 from tests.rollout.scripted import Scripted, vectorize
 
 SHORT = ReinforceOptions(num_episodes=4)
@@ -73,6 +75,9 @@ def episodes_of(rewards: list[list[float]], *, held: bool = False) -> Episodes:
         ({"baseline": "leave-one-out", "credit": "total"}, [-2, -2, 2]),
         ({"baseline": "batch-mean"}, [-1, 1, 1]),  # the second has 0 to go at its second step
         ({"baseline": "leave-one-out", "discounting": "from-start"}, [-2, 1, 2]),
+        # of two episodes the other's credit, whatever the scores; no other has a second step
+        ({"baseline": "variance-optimal", "credit": "total"}, [-2, -2, 2]),
+        ({"baseline": "variance-optimal"}, [-2, 2, 2]),
         ({"baseline": "state-value"}, [2 - 1, 2 - 8, 4 - 3]),
         ({"baseline": "state-value", "discounting": "from-start"}, [2 - 1, 1 - 4, 4 - 3]),
         ({"baseline": "state-value", "credit": "total"}, [2 - 1, 2 - 4, 4 - 3]),
@@ -84,8 +89,32 @@ def test_advantages_by_hand(changes: Mapping[str, Any], expected: list[float]) -
     options = ReinforceOptions(num_episodes=2, gamma=0.5, **changes)
     episodes = episodes_of([[1, 2], [4]])
     value = torch.tensor([1.0, 8, 3]) if options.baseline == "state-value" else None
-    found = reinforce_advantages(episodes, episodes.transitions.reward, value, options=options)
+    squares = torch.tensor([3.0, 5.0]) if options.credit == "total" else torch.tensor([3.0, 1.0, 5.0])
+    found = reinforce_advantages(episodes, episodes.transitions.reward, value, squares, options=options)
     assert found.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("credit", "squares", "expected"),
+    [
+        ("total", [1.0, 3.0, 1.0], [1 - (3 * 2 + 6) / 4, 2 - (1 + 6) / 2, 6 - (1 + 3 * 2) / 4]),
+        # step 0: 1, 2 and 6 with squares 1, 3 and 1; step 1: nothing is left of the first, 4 of the third
+        ("reward-to-go", [1.0, 5.0, 3.0, 1.0, 0.0], [1 - 3, 0 - 0, 2 - 3.5, 6 - 1.75, 4 - 0]),
+    ],
+)
+def test_the_others_are_weighted_with_their_squared_scores(
+    credit: Any,  # noqa: ANN401
+    squares: list[float],
+    expected: list[float],
+) -> None:
+    """Rewards 1 and 0, 2, and 2 and 4 of three episodes; in the first and third, the squares of two steps."""
+    options = ReinforceOptions(num_episodes=3, gamma=1.0, credit=credit, baseline="variance-optimal")
+    episodes = episodes_of([[1, 0], [2], [2, 4]])
+    found = reinforce_advantages(
+        episodes, episodes.transitions.reward, squared_score=torch.tensor(squares), options=options
+    )
+    by_row = [expected[e] for e in (0, 0, 1, 2, 2)] if credit == "total" else expected
+    assert found.tolist() == pytest.approx(by_row)
 
 
 def test_a_held_latent_takes_the_value_of_the_first_step() -> None:
@@ -116,6 +145,53 @@ def test_rows_by_hand(ratio: Any, expected: list[float]) -> None:  # noqa: ANN40
     torch.testing.assert_close(found, torch.tensor(expected))
 
 
+def batch_of(advantage: list[float], episode: list[int], weight: list[float]) -> EpisodeBatch:
+    index = torch.tensor(episode)
+    rows = Rows(torch.zeros(len(episode), 1), torch.zeros(len(episode)), {})
+    return EpisodeBatch(rows, index, torch.tensor(advantage), torch.bincount(index), torch.tensor(weight))
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [3, 0, 2, 1, 4]], ids=["as collected", "any other of the episodes"])
+def test_rows_of_ratios_of_episodes_by_hand(order: list[int]) -> None:
+    """Ratios 2 and 1/4 of the first episode, 3, 1 and 2 of the second; weights 1/2 and 1/4.
+
+    The rows of an episode lie in the order of its steps, those of the two in any.
+    """
+    advantage, episode = [[5.0, 1.0, 7.0, 4.0, 2.0][i] for i in range(5)], [0, 0, 1, 1, 1]
+    if order != sorted(order):
+        order = [2, 0, 3, 1, 4]
+    batch = batch_of([advantage[i] for i in order], [episode[i] for i in order], [0.5, 0.25])
+    log_ratio = torch.tensor([2.0, 0.25, 3.0, 1.0, 2.0])[torch.tensor(order)].log()
+    part, none = torch.arange(5), torch.zeros(5)
+    options = ReinforceOptions(ratio="trajectory", credit="total")
+    found = reinforce_rows(none, log_ratio, batch, part, options=options)
+    torch.testing.assert_close(found, torch.tensor([0.5 * 0.5 * 5, 0.25 * 6 * 7]))
+    options = ReinforceOptions(ratio="per-decision", discounting="from-start")
+    found = reinforce_rows(none, log_ratio, batch, part, options=options)
+    rows = [0.5 * 2 * (5 - 1), 0.5 * 0.5 * 1, 0.25 * 3 * (7 - 4), 0.25 * 3 * (4 - 2), 0.25 * 6 * 2]
+    torch.testing.assert_close(found, torch.tensor([rows[i] for i in order]))
+
+
+@pytest.mark.parametrize("kind", ["mixture", "plain"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_squared_scores_are_those_of_one_row_after_the_other(kind: str, whole: bool) -> None:
+    envs = make_envs("CartPole-v1", 2)
+    agent = agent_for(envs, kind)
+    with seeded(0):
+        episodes = collect_episodes(envs, agent.policy, num_episodes=3, seed=0)
+        found = episode_rows(episodes)
+        scorer = agent.propose(found.rows, found.log_joint)
+    group = episodes.episode if whole else torch.arange(found.rows.size)
+    number = int(group[-1]) + 1
+    assert number == 3 or found.rows.size > 32  # several blocks
+    expected = []
+    for each in range(number):
+        log_prob = scorer.score(agent.policy, (group == each).nonzero().squeeze(1)).log_prob
+        gradients = torch.autograd.grad(log_prob.sum(), model_parameters(agent.policy))
+        expected.append(sum(float(g.square().sum()) for g in gradients))
+    torch.testing.assert_close(squared_scores(agent.policy, scorer, group, number), torch.tensor(expected))
+
+
 # an update
 
 
@@ -129,6 +205,11 @@ def test_rows_by_hand(ratio: Any, expected: list[float]) -> None:  # noqa: ANN40
         {"baseline": "state-value", "latent": "episode", "credit": "total"},
         {"latent": "episode", "credit": "total"},
         {"ratio": "step", "num_epochs": 3},
+        {"ratio": "trajectory", "credit": "total", "num_epochs": 3},
+        {"ratio": "trajectory", "credit": "total", "latent": "episode", "num_epochs": 2},
+        {"ratio": "per-decision", "discounting": "from-start", "num_epochs": 3, "baseline": "variance-optimal"},
+        {"baseline": "variance-optimal", "credit": "total"},
+        {"baseline": "variance-optimal", "credit": "total", "latent": "episode"},
     ],
     ids=str,
 )
@@ -150,6 +231,36 @@ def test_one_step_on_all_rows_is_on_policy() -> None:
     assert once["train/approx_kl"] == pytest.approx(0, abs=1e-9)
     often = reinforce_for(replace(SHORT, ratio="step", num_epochs=3)).update()
     assert often["train/approx_kl"] > 1e-7
+
+
+@pytest.mark.parametrize(
+    "changes", [{"ratio": "trajectory", "credit": "total"}, {"ratio": "per-decision", "discounting": "from-start"}]
+)
+def test_minibatches_are_whole_episodes_where_the_ratio_is(
+    changes: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[tuple[list[int], list[int]]] = []
+
+    def noted(log_prob: Any, log_ratio: Any, batch: EpisodeBatch, part: Any, *, options: Any) -> Any:  # noqa: ANN401
+        parts.append((torch.bincount(batch.episode[part], minlength=4).tolist(), batch.length.tolist()))
+        return reinforce_rows(log_prob, log_ratio, batch, part, options=options)
+
+    monkeypatch.setattr("latentpg.learners.reinforce.reinforce_rows", noted)
+    reinforce_for(replace(SHORT, num_epochs=2, **changes)).update()
+    assert len(parts) > 2
+    for counts, lengths in parts:
+        assert all(count in (0, length) for count, length in zip(counts, lengths, strict=True))
+
+
+@pytest.mark.parametrize(("by", "message"), [(1000.0, "a ratio is not finite"), (60.0, "the loss is not finite")])
+def test_a_ratio_that_overflows_is_named_and_moves_nothing(by: float, message: str) -> None:
+    """That of a step, and that of an episode whose steps' are finite."""
+    learner = reinforce_for(replace(SHORT, ratio="trajectory", credit="total"))
+    propose, before = learner.agent.propose, learner.state()
+    learner.agent.propose = lambda rows, log_joint: Far(propose(rows, log_joint), by)  # type: ignore[method-assign]
+    with pytest.raises(LearningFault, match=message):
+        learner.update()
+    assert same_state(before, learner.state())
 
 
 def test_every_environment_step_is_counted() -> None:
@@ -191,9 +302,9 @@ def test_the_gap_is_measured_when_it_should_be() -> None:
     assert [("train/surrogate_gap" in learner.update()) for _ in range(3)] == [True, False, True]
 
 
-@pytest.mark.parametrize("baseline", ["leave-one-out", "state-value"])
+@pytest.mark.parametrize("baseline", ["leave-one-out", "variance-optimal", "state-value"])
 def test_it_goes_on_bit_for_bit(baseline: Any) -> None:  # noqa: ANN401
-    options = replace(SHORT, baseline=baseline)
+    options = replace(SHORT, baseline=baseline, ratio="per-decision", discounting="from-start", num_epochs=2)
     straight = reinforce_for(options)
     told = [dict(straight.update(0.1)) for _ in range(6)]
     half, resumed = reinforce_for(options), reinforce_for(options)
@@ -228,6 +339,10 @@ def test_it_goes_on_bit_for_bit(baseline: Any) -> None:  # noqa: ANN401
         ({"on_max_steps": "stop"}, r"`on_max_steps`"),
         ({"latent": "episode"}, r"different credits[\s\S]*credit=\"total\""),
         ({"num_epochs": 2}, r"another policy's[\s\S]*ratio=\"step\""),
+        ({"num_episodes": 1, "baseline": "variance-optimal"}, r"nothing to be compared with"),
+        ({"ratio": "trajectory"}, r"an episode as a whole[\s\S]*per-decision"),
+        ({"ratio": "per-decision"}, r"up to its own step[\s\S]*discounting=\"from-start\""),
+        ({"ratio": "per-decision", "credit": "total"}, r"up to its own step[\s\S]*ratio=\"trajectory\""),
     ],
     ids=str,
 )

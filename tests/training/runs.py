@@ -1,6 +1,6 @@
 """Runs of a few dozen steps, and an environment that goes wrong when it is told to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,39 @@ def small(**changes: object) -> TrainingConfig:
     return resolve({**SMALL, **changes})
 
 
+SHARED: dict[str, Any] = {
+    name: SMALL[name] for name in ("env", "num_envs", "batch_size", "hidden", "num_particles", "eval_episodes")
+}
+"""Those of them that every algorithm has."""
+
+OF_ALGORITHM: dict[str, dict[str, Any]] = {
+    "reinforce": {"num_episodes": 3, "baseline": "state-value", "value_epochs": 2, "total_timesteps": 250},
+    "a2c": {"num_steps": 8, "normalize_reward": True, "total_timesteps": 96},
+    "online-actor-critic": {"num_steps": 8, "actor_trace_decay": 0.5, "total_timesteps": 96},
+    "ppo": {"num_steps": 16, "num_epochs": 2, "normalize_reward": True, "anneal_clip": True, "total_timesteps": 192},
+    "grpo": {
+        "num_groups": 1, "group_size": 3, "num_epochs": 2, "kl_coefficient": 0.1, "reference_every": 2,
+        "anneal_clip": True, "total_timesteps": 300,
+    },
+}  # fmt: skip
+"""Options of a short run of each algorithm, with whatever it remembers from one update to the next."""
+
+
+def shortly(algo: str, **changes: object) -> dict[str, Any]:
+    """Return the options of a short run of an algorithm, with a guide and a normaliser to remember too."""
+    common = {"proposal": "guide", "normalize_observations": True, "anneal": True, "checkpoint_every": 48}
+    return {**SHARED, **common, "algo": algo, **OF_ALGORITHM[algo], **changes}
+
+
 def words(**changes: object) -> list[str]:
     """Spell those options as a command line does."""
+    return spelled({**SMALL, **changes})
+
+
+def spelled(options: Mapping[str, object]) -> list[str]:
+    """Spell options as a command line does."""
     spelled = ["--no-tuned"]
-    for name, value in {**SMALL, **changes}.items():
+    for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
             spelled.append(flag if value else flag.replace("--", "--no-", 1))

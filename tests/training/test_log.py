@@ -1,6 +1,7 @@
 """Metrics: lines as they come, a table with every column, and what a run that goes on makes of them."""
 
 import csv
+import importlib
 import json
 import math
 import sys
@@ -89,3 +90,43 @@ def test_tensorboard_is_told_where_it_is_installed(tmp_path: Path, monkeypatch: 
     log.add(ROWS[0])
     log.close()
     assert told == [(STEPS, 0, 0), ("eval/mean_reward", 1.5, 0), ("closed", 0.0, 0)]
+
+
+def test_nothing_is_written_for_tensorboard_where_it_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latentpg.training.log.importlib.util.find_spec", lambda name: None)
+    written(tmp_path).close()
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "metrics.csv"}
+
+
+def scalars_in(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Read event files as TensorBoard does: what a later file takes back is not shown."""
+    accumulator = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(folder), size_guidance={accumulator.SCALARS: 0})
+    events.Reload()
+    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def test_event_files_hold_the_same_numbers_under_the_same_names(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="an extra")
+    written(tmp_path).close()
+    found = scalars_in(tmp_path / "tensorboard")
+    assert found.keys() == {STEPS, "eval/mean_reward", "train/loss"}
+    assert found[STEPS] == [(0, 0), (8, 8), (16, 16)] and found["eval/mean_reward"] == [(0, 1.5)]
+    assert [step for step, _ in found["train/loss"]] == [8, 16] and found["train/loss"][1][1] == 0.25
+
+
+def test_a_run_that_goes_on_shows_each_step_once(tmp_path: Path) -> None:
+    """A kill came after step 16, and the last checkpoint was of step 8."""
+    pytest.importorskip("tensorboard", reason="an extra")
+    written(tmp_path).close()
+    log = MetricsLog(tmp_path, steps=8)
+    for steps in (16, 24):
+        log.add({STEPS: steps, "train/loss": 2.0 * steps})
+    log.close()
+    found = scalars_in(tmp_path / "tensorboard")
+    assert [step for step, _ in found[STEPS]] == [0, 8, 16, 24]
+    assert found["train/loss"][1:] == [(16, 32.0), (24, 48.0)]
+    shown = [(int(row[STEPS]), row["train/loss"]) for row in read_metrics(tmp_path) if "train/loss" in row]
+    assert found["train/loss"][1:] == shown[1:]
