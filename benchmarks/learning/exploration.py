@@ -50,8 +50,9 @@ from latentpg.training import (
     prepared,
     resolve,
 )
-from latentpg.training.build import SMALL_GAIN, make_policy
+from latentpg.training.build import make_policy
 from latentpg.training.config import known_values
+from latentpg.training.parts import SMALL_GAIN
 
 SEEDS = (0, 1, 2, 3, 4)
 

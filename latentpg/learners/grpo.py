@@ -66,7 +66,8 @@ class GRPO:
     Each update starts from fresh resets and draws from streams of its own, named by ``seed`` and the update's number.
     ``num_timesteps`` counts every step of every environment, those of members that waited for the others too.
 
-    An update all of whose advantages are zero moves nothing: ``train/skipped`` is then 1.
+    An update all of whose advantages are zero moves nothing, unless there is an entropy bonus or a penalty in the loss:
+    ``train/skipped`` is then 1.
 
     >>> from latentpg.estimators import ConditionalIS
     >>> from latentpg.policies import MixturePolicy
@@ -143,7 +144,7 @@ class GRPO:
         reward, told = self._penalized(episodes, scorer, found.rows)
         advantage = group_advantages(episodes, reward, options=options)
         batch = episode_batch(episodes, advantage, aggregation=options.aggregation, horizon=options.horizon)
-        if not bool(batch.advantage.any()):  # Adam would go on by its momentum
+        if not (bool(batch.advantage.any()) or self._has_more_than_credit()):  # Adam would go on by its momentum
             return {**told, "train/skipped": 1.0}
         means, stopped, epochs = Means(), False, 0
         while epochs < options.num_epochs and not stopped:
@@ -212,6 +213,11 @@ class GRPO:
         every = self.options.reference_every
         if self.reference is not None and every is not None and self.num_updates and self.num_updates % every == 0:
             self.reference = _frozen(self.agent.policy)
+
+    def _has_more_than_credit(self) -> bool:
+        """Tell whether an entropy bonus or a penalty in the loss moves the policy where no episode was better."""
+        penalized = self.reference is not None and self.options.kl_placement != "reward"
+        return bool(self.agent.options.entropy_coefficient) or penalized
 
     def _measures_gap(self) -> bool:
         every = self.agent.options.gap_every

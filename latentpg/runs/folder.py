@@ -34,18 +34,19 @@ class RunFolder:
 
 
 def create_run_folder(
-    name: str, *, config: Mapping[str, Any], command: str, seed: int, out: Path | None = None
+    name: str, *, config: Mapping[str, Any], command: str, seed: int, out: Path | None = None, kind: str = "study"
 ) -> RunFolder:
     """Make ``out``, or ``runs/<name>-<YYYYmmdd-HHMMSS>``, with the resolved configuration and the circumstances in it.
 
-    A folder that holds anything already is a :class:`~latentpg.errors.StudyError`.
+    Both files have the run's name under ``kind``. A folder that holds anything already is a
+    :class:`~latentpg.errors.StudyError`.
     """
     path = _make_default(name) if out is None else _make_given(out)
     folder = RunFolder(path, name)
-    write_toml(folder.file("config.toml"), {"study": name, **config})
+    write_toml(folder.file("config.toml"), {kind: name, **config})
     write_json(
         folder.file("run.json"),
-        {"study": name, "command": command, "seed": seed, "started": _now(), **describe_circumstances()},
+        {kind: name, "command": command, "seed": seed, "started": _now(), **describe_circumstances()},
     )
     return folder
 
@@ -129,7 +130,8 @@ def _whose(path: Path) -> str:
     """Tell what a folder holds: a run of some study, or something else."""
     try:
         record = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        return f"a run of study {record['study']!r} started {record['started']}"
+        named = f"of study {record['study']!r}" if "study" in record else f"named {record['name']!r}"
+        return f"a run {named}, started {record['started']}"
     except (OSError, ValueError, KeyError, TypeError):
         names = sorted(entry.name for entry in path.iterdir())
         return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

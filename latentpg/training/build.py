@@ -33,9 +33,6 @@ POLICIES: Mapping[str, Callable[..., Any]] = {
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {"tanh": Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
 """Every activation that a configuration can name."""
 
-SMALL_GAIN = 0.01
-"""Gain of a policy's last layers under orthogonal initialisation: actions begin nearly alike in all states."""
-
 
 @dataclass(frozen=True, eq=False)
 class Built:
@@ -111,7 +108,7 @@ def make_policy(
             nn.init.constant_(part.log_std, float(config.run.initial_log_std))
     if config.run.orthogonal_init:
         for network in _networks_of(policy):
-            orthogonal_(network, output_gain=SMALL_GAIN)
+            orthogonal_(network, output_gain=config.run.output_gain)
     return policy
 
 

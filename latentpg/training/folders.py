@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from latentpg.errors import OptionError, StudyError
-from latentpg.runs import Checkpoint, create_run_folder, write_toml
+from latentpg.runs import Checkpoint, create_run_folder
 from latentpg.training.config import TrainingConfig, check_trust, known_values, read_options, resolve
 from latentpg.training.options import command_of
 
@@ -38,9 +38,8 @@ def begin_run(config: TrainingConfig, *, out: Path | None, seeds: Sequence[int] 
         command=command_of(config, seeds),
         seed=config.run.seed,
         out=out,
+        kind="name",
     )
-    # a run of a policy is no study: the same file with a name in place of the study's
-    write_toml(folder.file("config.toml"), {"name": folder.name, **values})
     return folder.path
 
 

@@ -22,16 +22,22 @@ NONE = "none"
 """The name of no part: no proposal, or a guide that is not taught."""
 
 
+SMALL_GAIN = 0.01
+"""Gain of a policy's last layers where nothing else is asked for: actions begin nearly alike in all states."""
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """What a run is, whatever it is put together from.
 
     ``hidden`` and ``activation`` are those of every network. A ``Box``'s actions begin with standard deviations of
     ``exp(initial_log_std)``, in policy coordinates: its bounds are -1 and 1. With ``orthogonal_init`` networks start at
-    orthogonal weights, the policy's last layers at a hundredth of them. An evaluation plays ``eval_episodes`` episodes
-    whenever another ``eval_every`` steps have been taken, a checkpoint is written every ``checkpoint_every``, and a row
-    of metrics every ``log_every`` updates. With ``video_every`` an episode is filmed whenever so many steps have been
-    taken; None films none.
+    orthogonal weights, the policy's last layers at ``output_gain`` of them: at a hundredth a policy begins nearly alike
+    in all states and at all values of its latent, which then explores nothing before something is learnt.
+
+    An evaluation plays ``eval_episodes`` episodes whenever another ``eval_every`` steps have been taken, a checkpoint
+    is written every ``checkpoint_every``, and a row of metrics every ``log_every`` updates. With ``video_every`` an
+    episode is filmed whenever so many steps have been taken; None films none.
     """
 
     num_envs: int = 8
@@ -42,6 +48,7 @@ class RunOptions:
     activation: Literal["tanh", "relu", "silu"] = "tanh"
     initial_log_std: float | int = 0.0
     orthogonal_init: bool = True
+    output_gain: float | int = SMALL_GAIN
     normalize_observations: bool = False
     eval_every: int = 10_000
     eval_episodes: int = 20
@@ -63,6 +70,8 @@ class RunOptions:
             raise OptionError(
                 "RunOptions()", "`initial_log_std`", expected="a finite number", got=repr(self.initial_log_std)
             )
+        if not 0 < self.output_gain < math.inf:
+            raise OptionError("RunOptions()", "`output_gain`", expected="a number > 0", got=repr(self.output_gain))
         every = self.video_every
         if every is not None and (type(every) is not int or every < 1):
             raise OptionError("RunOptions()", "`video_every`", expected="an integer >= 1, or None", got=repr(every))

@@ -195,10 +195,11 @@ def test_two_losses_together_move_as_one_after_the_other() -> None:
             Descent({"a": mine[0]}, learning_rate=0.1, max_grad_norm=0.5),
             Descent({"b": mine[1]}, learning_rate=0.03),
         )
+        norms: tuple[float, ...] = ()
         for _ in range(3):
             losses = ((mine[0] ** 4).sum(), (mine[1] - 1).square().sum())
             pairs = tuple(zip(parts, losses, strict=True))
-            norms = step_together(*pairs) if together else tuple(part.step(loss) for part, loss in pairs)  # type: ignore[misc]
+            norms = step_together(*pairs) if together else tuple(part.step(loss) for part, loss in pairs)
         ends.append([*norms, *mine, *parts[0].state().values(), *parts[1].state().values()])
     for one, other in zip(*ends, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)

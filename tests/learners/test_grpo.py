@@ -245,10 +245,29 @@ def test_every_environment_step_is_counted() -> None:
     assert told["rollout/idle_share"] == pytest.approx(1 / 3)
 
 
+@pytest.mark.parametrize(
+    ("given", "entropy", "moves"),
+    [
+        ({"kl_coefficient": 0.1}, 0.0, True),
+        ({"kl_coefficient": 0.1, "kl_placement": "reward"}, 0.0, True),
+        ({}, 0.1, True),
+        ({}, 0.0, False),
+    ],
+)
+def test_equal_returns_leave_a_bonus_or_a_penalty_to_act(given: dict[str, Any], entropy: float, moves: bool) -> None:
+    """A penalty in the reward makes returns unequal by itself, once the policy has left its reference."""
+    options = GRPOOptions(num_groups=2, group_size=2, num_epochs=1, **given)
+    learner = grpo_for(options, agent_options=replace(SMALL, entropy_coefficient=entropy))
+    learner.update()
+    learner.envs = vectorize([lambda: Four()] * 2)
+    before = parameters_of(learner.agent.policy)
+    assert learner.update()["train/skipped"] == (not moves)
+    assert same(before, parameters_of(learner.agent.policy)) != moves
+
+
 def test_equal_returns_move_nothing() -> None:
-    """Also not by what Adam remembers, and not by a penalty: the second update skips, the first has moved."""
-    options = GRPOOptions(num_groups=2, group_size=2, num_epochs=1, kl_coefficient=0.1)
-    learner = grpo_for(options, agent_options=replace(SMALL, entropy_coefficient=0.1))
+    """Also not by what Adam remembers: the second update skips, the first has moved."""
+    learner = grpo_for(GRPOOptions(num_groups=2, group_size=2, num_epochs=1), agent_options=SMALL)
     learner.update()
     learner.envs = vectorize([lambda: Four()] * 2)
     before = learner.state()
