@@ -25,6 +25,7 @@ LAYERS = (
     {"policies", "estimators", "oracles", "values", "envs"},
     {"rollout", "runs", "data"},
     {"learners", "evaluation"},
+    {"imitation"},
     {"studies", "training"},
     {"latentpg"},  # the facade: `import latentpg`
     {"cli", "__main__"},
