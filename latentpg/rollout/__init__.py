@@ -1,5 +1,6 @@
 """From a Gymnasium environment to tensors: what a policy saw, did and drew."""
 
+from latentpg.rollout.chunked import Chunks, collect_chunks, play_ensembled
 from latentpg.rollout.collector import Acting, CollectorState, Rollout, StepCollector, resume_collector
 from latentpg.rollout.environments import LARGEST_SEED, close_envs, make_envs, resets_are_ours
 from latentpg.rollout.episodes import Episodes, SpanRows
@@ -13,6 +14,7 @@ from latentpg.rollout.transitions import Transitions, record_transitions
 __all__ = [
     "LARGEST_SEED",
     "Acting",
+    "Chunks",
     "CollectorState",
     "EnvironmentFault",
     "Episodes",
@@ -26,9 +28,11 @@ __all__ = [
     "act_holding",
     "check_record",
     "close_envs",
+    "collect_chunks",
     "collect_episodes",
     "collect_groups",
     "make_envs",
+    "play_ensembled",
     "record_transitions",
     "resets_are_ours",
     "resume_collector",
