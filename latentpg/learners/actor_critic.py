@@ -175,7 +175,7 @@ class A2C:
         surrogate = reinforce(scored.log_prob, rollout.flat(factors)[index] * credit).mean()
         loss, told = -surrogate, {"train/policy_gradient_loss": -float(surrogate.detach())}
         if agent.options.entropy_coefficient:
-            entropy = agent.entropy(rows.take(index), scored).mean()
+            entropy = agent.entropy(scored).mean()
             loss = loss - agent.options.entropy_coefficient * entropy
             told["train/entropy"] = float(entropy.detach())
         told["train/grad_norm"] = agent.model.step(loss)

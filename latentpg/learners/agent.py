@@ -143,7 +143,7 @@ class Agent:
         check_record(self.policy, rows.obs, rows.action, rows.latents, log_joint)
         return make_scorer(self.policy, self.estimator, rows, use=self.options.particles)
 
-    def entropy(self, rows: Rows, scored: Scored) -> Float[Tensor, " B"]:
+    def entropy(self, scored: Scored) -> Float[Tensor, " B"]:
         r"""Return rows to maximise for the entropy of the present policy, from actions of the one that acted.
 
         Those are weighted by the ratio, a constant: :math:`-\hat\rho\,(\log\pi + b)\nabla\log\pi`, with the value from
@@ -151,6 +151,7 @@ class Agent:
         the gradient by (B-1)/B: to nothing for one row). A policy with an ``entropy(obs)`` of its own, in closed form,
         is asked for that instead.
         """
+        rows = scored.rows
         closed = getattr(self.policy, "entropy", None)
         if closed is not None:
             return closed(rows.obs)

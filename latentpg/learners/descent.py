@@ -54,7 +54,8 @@ class Descent:
 
     def _begin(self) -> None:
         """Remember nothing."""
-        self._steps = [torch.zeros((), dtype=torch.float32, device=each.device) for each in self.parameters]
+        device = self.parameters[0].device if self.parameters else None
+        self._step = torch.zeros((), dtype=torch.float32, device=device)  # one for all: they move together
         self._means = [torch.zeros_like(each, memory_format=torch.preserve_format) for each in self.parameters]
         self._squares = [torch.zeros_like(each, memory_format=torch.preserve_format) for each in self.parameters]
 
@@ -95,10 +96,14 @@ class Descent:
 
     def check(self, gradients: Sequence[Tensor]) -> float:
         """Return the gradients' norm, or refuse them."""
-        length = float(torch.stack(torch._foreach_norm(list(gradients))).norm()) if self.parameters else 0.0
+        length = math.hypot(*torch.stack(torch._foreach_norm(list(gradients))).tolist()) if self.parameters else 0.0
+        self.check_length(length, gradients)
+        return length
+
+    def check_length(self, length: float, gradients: Sequence[Tensor]) -> None:
+        """Refuse gradients of a norm that is not finite."""
         if not length < math.inf:
             raise _fault([(f"the gradient of {n}", g) for n, g in zip(self.names, gradients, strict=True)])
-        return length
 
     def descend(self, gradients: Sequence[Tensor], length: float) -> None:
         """Go one step along gradients of this norm, which were found finite."""
@@ -107,7 +112,7 @@ class Descent:
             gradients = torch._foreach_mul(list(gradients), self.max_grad_norm / (length + 1e-6))
         laid_out = [_laid_out_like(each, gradient) for each, gradient in zip(self.parameters, gradients, strict=True)]
         with torch.no_grad():
-            torch._foreach_add_(self._steps, 1)
+            self._step += 1
             # the kernel alone: torch.optim's way to it costs more than it, and that for every minibatch
             torch._fused_adam_(
                 self.parameters,
@@ -115,7 +120,7 @@ class Descent:
                 self._means,
                 self._squares,
                 [],
-                self._steps,
+                [self._step] * len(laid_out),
                 lr=self.learning_rate,
                 beta1=BETAS[0],
                 beta2=BETAS[1],
@@ -127,22 +132,22 @@ class Descent:
 
     def state(self) -> dict[str, Tensor]:
         """Return what Adam remembers, by the parameters' names; nothing before the first step."""
-        if not self.parameters or not bool(self._steps[0]):
+        if not bool(self._step):
             return {}
-        kept = zip(self.names, self._steps, self._means, self._squares, strict=True)
+        kept = zip(self.names, self._means, self._squares, strict=True)
         return {
             f"{key}.{name}": value.detach().clone()
             for name, *values in kept
-            for key, value in zip(ADAM, values, strict=True)
+            for key, value in zip(ADAM, (self._step, *values), strict=True)
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on where :meth:`state` was taken; the parameters themselves are the policy's to restore."""
         self._begin()
-        for place, name in enumerate(self.names):
-            for key, mine in zip(ADAM, (self._steps, self._means, self._squares), strict=True):
+        for name, *values in zip(self.names, self._means, self._squares, strict=True):
+            for key, mine in zip(ADAM, (self._step, *values), strict=True):
                 if f"{key}.{name}" in state:
-                    mine[place].copy_(state[f"{key}.{name}"])
+                    mine.copy_(state[f"{key}.{name}"])
 
 
 Descending: TypeAlias = tuple[Descent, Float[Tensor, ""]]
@@ -167,8 +172,12 @@ def step_together(first: Descending, second: Descending) -> tuple[float, float]:
     gradients = torch.autograd.grad(
         loss + another, [*one.parameters, *other.parameters], allow_unused=True, materialize_grads=True
     )
-    mine, others = gradients[: len(one.parameters)], gradients[len(one.parameters) :]
-    lengths = one.check(mine), other.check(others)
+    size = len(one.parameters)
+    mine, others = gradients[:size], gradients[size:]
+    norms = torch.stack(torch._foreach_norm(list(gradients))).tolist()
+    lengths = math.hypot(*norms[:size]), math.hypot(*norms[size:])
+    one.check_length(lengths[0], mine)
+    other.check_length(lengths[1], others)
     one.descend(mine, lengths[0])
     other.descend(others, lengths[1])
     return lengths

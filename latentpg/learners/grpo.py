@@ -172,12 +172,12 @@ class GRPO:
         objective = share * surrogate.value.sum()
         told = {"train/policy_gradient_loss": -float(objective.detach())}
         if self.reference is not None and options.kl_placement != "reward":
-            divergence = scored.log_prob - self._reference_log_prob(self.reference, batch.rows.take(part), scored)
+            divergence = scored.log_prob - self._reference_log_prob(self.reference, scored)
             rows = penalty_rows(scored.log_ratio, divergence, batch, part, options=options)
             objective = objective + share * rows.sum()
             told["train/kl_reference"] = float(k3(divergence.detach()).mean())
         if agent.options.entropy_coefficient:
-            entropy = agent.entropy(batch.rows.take(part), scored).mean()
+            entropy = agent.entropy(scored).mean()
             objective = objective + agent.options.entropy_coefficient * entropy
             told["train/entropy"] = float(entropy.detach())
         told["train/grad_norm"] = agent.model.step(-objective)
@@ -198,14 +198,15 @@ class GRPO:
         with torch.no_grad():
             for index in torch.arange(rows.size).split(BLOCK):
                 scored = scorer.score(self.agent.policy, index)
-                parts.append(scored.log_prob - self._reference_log_prob(self.reference, rows.take(index), scored))
+                parts.append(scored.log_prob - self._reference_log_prob(self.reference, scored))
         divergence = torch.cat(parts).double()
         estimator = KL_ESTIMATORS[self.options.kl_estimator]
         penalties = reward_penalty(divergence, beta=self.options.kl_coefficient, estimator=estimator)
         where = (episodes.step == 0).nonzero().squeeze(1) if episodes.held else torch.arange(len(reward))
         return reward.index_add(0, where, penalties), {"train/kl_reference": float(k3(divergence).mean())}
 
-    def _reference_log_prob(self, reference: LatentPolicy, rows: Rows, scored: Scored) -> Tensor:
+    def _reference_log_prob(self, reference: LatentPolicy, scored: Scored) -> Tensor:
+        rows = scored.rows
         with torch.no_grad():
             return self.agent.estimator.estimate(reference, rows.obs, rows.action, scored.particles).log_prob
 

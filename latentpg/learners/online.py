@@ -166,7 +166,7 @@ class OnlineActorCritic:
             None,
         )
         if agent.options.entropy_coefficient:
-            entropy = agent.entropy(rows.take(index), scored).mean()
+            entropy = agent.entropy(scored).mean()
             bonus, told["train/entropy"] = agent.options.entropy_coefficient * entropy, float(entropy.detach())
         decay = options.gamma * options.actor_trace_decay
         told["train/grad_norm"], self.actor_trace = _ascend(

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from gymnasium.vector import VectorEnv
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from latentpg.errors import OptionError
@@ -33,6 +33,7 @@ from latentpg.numerics.divergences import k3
 from latentpg.numerics.rng import seeded, stream_seed
 from latentpg.numerics.surrogates import ppo_clip
 from latentpg.numerics.targets import gae
+from latentpg.programs import Observations
 from latentpg.rollout import (
     ObservationNormalizer,
     RewardScaler,
@@ -201,14 +202,14 @@ class PPO:
         surrogate = ppo_clip(ratio, advantage, epsilon=low, epsilon_high=high).mean()
         loss, told = -surrogate, {"train/policy_gradient_loss": -float(surrogate.detach())}
         if agent.options.entropy_coefficient:
-            entropy = agent.entropy(data.rows.take(part), scored).mean()
+            entropy = agent.entropy(scored).mean()
             loss = loss - agent.options.entropy_coefficient * entropy
             told["train/entropy"] = float(entropy.detach())
-        told |= self._descend(loss, data, part)
+        told |= self._descend(loss, scored.rows.obs, data, part)
         with torch.no_grad():
             moved = ratio.detach()
             outside = (moved < 1 - low) | (moved > 1 + (high if high is not None else low))
-            told["train/clip_fraction"] = float(outside.double().mean())
+            told["train/clip_fraction"] = int(outside.count_nonzero()) / len(outside)
             told["train/approx_kl"] = float(k3(-log_ratio.detach()).mean())
             told["train/ratio_mean"] = float(moved.mean())
             ess = scored.estimate.info.get("ess")  # computed when it is looked up, under one percent of a minibatch
@@ -216,24 +217,25 @@ class PPO:
                 told["train/ess"] = float(ess.mean()) / scored.particles.num_particles
         return told
 
-    def _descend(self, loss: Float[Tensor, ""], data: _Data, part: Tensor) -> dict[str, float]:
+    def _descend(
+        self, loss: Float[Tensor, ""], obs: Observations, data: _Data, part: Int[Tensor, " B"]
+    ) -> dict[str, float]:
         """Move theta and phi down their loss and the critic down its own; an encoder of both is the policy's alone."""
         if shares_parameters(self.critic, self.value):
             norm = self.agent.model.step(loss)
-            critic_loss = self._value_loss(data, part)
+            critic_loss = self._value_loss(obs, data, part)
             value_norm = self.value.step(critic_loss)
         else:
-            critic_loss = self._value_loss(data, part)
+            critic_loss = self._value_loss(obs, data, part)
             norm, value_norm = step_together((self.agent.model, loss), (self.value, critic_loss))
         told = {"train/grad_norm": norm, "train/value_grad_norm": value_norm}
         return told | {"train/value_loss": 2 * float(critic_loss.detach())}
 
-    def _value_loss(self, data: _Data, part: Tensor) -> Float[Tensor, ""]:
-        value, old, clip = self.critic(data.rows.obs[part]), data.value[part], self.options.clip_range_vf
-        target = data.target[part]
+    def _value_loss(self, obs: Observations, data: _Data, part: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+        value, target, clip = self.critic(obs), data.target[part], self.options.clip_range_vf
         if clip is None:
             return value_loss(value, target).mean()
-        return clipped_value_loss(value, old, target, clip_range=clip).mean()
+        return clipped_value_loss(value, data.value[part], target, clip_range=clip).mean()
 
     def _evaluate(self, rollout: Rollout) -> _Data:
         """Value every step and its successor, and give credit."""

@@ -185,7 +185,7 @@ class Reinforce:
         objective = share * rows.sum()
         told = {"train/policy_gradient_loss": -float(objective.detach())}
         if agent.options.entropy_coefficient:
-            entropy = agent.entropy(batch.rows.take(part), scored).mean()
+            entropy = agent.entropy(scored).mean()
             objective = objective + agent.options.entropy_coefficient * entropy
             told["train/entropy"] = float(entropy.detach())
         told["train/grad_norm"] = agent.model.step(-objective)

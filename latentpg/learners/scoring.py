@@ -47,8 +47,9 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """New log pi ``[B]``, differentiable, the old one without a gradient, the new one's diagnostics, the particles."""
+    """Rows, their new log pi ``[B]``, differentiable, the old one without a gradient, diagnostics, the particles."""
 
+    rows: Rows
     log_prob: Float[Tensor, " B"]
     old_log_prob: Float[Tensor, " B"]
     estimate: Estimate
@@ -83,7 +84,7 @@ class Stored:
         mine = self.rows.take(index)
         particles = self.particles.rows(index)
         estimate = self.estimator.estimate(policy, mine.obs, mine.action, particles)
-        return Scored(estimate.log_prob, self.old_log_prob[index], estimate, particles)
+        return Scored(mine, estimate.log_prob, self.old_log_prob[index], estimate, particles)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +102,7 @@ class Fresh:
         with torch.no_grad():
             old = self.estimator.estimate(self.behaviour, mine.obs, mine.action, particles).log_prob
         estimate = self.estimator.estimate(policy, mine.obs, mine.action, particles)
-        return Scored(estimate.log_prob, old, estimate, particles)
+        return Scored(mine, estimate.log_prob, old, estimate, particles)
 
 
 def make_scorer(policy: LatentPolicy, estimator: Estimator, rows: Rows, *, use: ParticleUse) -> Scorer:

@@ -127,9 +127,10 @@ def standardized(advantage: Float[Tensor, "*B"], *, epsilon: float | int = 1e-8)
     if advantage.numel() < 2:
         raise ShapeError(where, "`advantage`", expected="at least two rows", got=str(list(advantage.shape)))
     constant = advantage.detach()
-    flat = constant.max() == constant.min()
-    scaled = (constant - constant.mean()) / (constant.std().masked_fill(flat, 1.0) + epsilon)
-    return scaled.masked_fill(flat, 0.0)
+    lowest, highest = constant.aminmax()
+    deviation, mean = torch.std_mean(constant)
+    flat = lowest == highest
+    return ((constant - mean) / (deviation.masked_fill(flat, 1.0) + epsilon)).masked_fill(flat, 0.0)
 
 
 def _ratio_or_zero(numerator: Tensor, denominator: Tensor) -> Tensor:

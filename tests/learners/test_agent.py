@@ -114,7 +114,7 @@ def test_the_entropy_rows_have_the_entropys_gradient(drift: float, monkeypatch: 
         with torch.no_grad():
             before = estimator.estimate(old, obs, action, particles).log_prob
         estimate = estimator.estimate(new, obs, action, particles)
-        rows = agent.entropy(Rows(obs, action, {}), Scored(estimate.log_prob, before, estimate, particles))
+        rows = agent.entropy(Scored(Rows(obs, action, {}), estimate.log_prob, before, estimate, particles))
         for sum_, part in zip(total, torch.autograd.grad(rows.mean(), parameters), strict=True):
             sum_ += p * q * part
     expected = torch.autograd.grad(exact_entropy(new, obs[:1]).sum(), parameters)
@@ -128,7 +128,7 @@ def test_one_row_alone_has_an_entropy_gradient_too() -> None:
     agent = Agent(policy, estimator=Exact(), options=AgentOptions(entropy_coefficient=0.1))
     rows, recorded = acted(policy, 1)
     scored = agent.propose(rows, recorded).score(policy, torch.arange(1))
-    gradient = torch.autograd.grad(agent.entropy(rows, scored).mean(), model_parameters(policy))
+    gradient = torch.autograd.grad(agent.entropy(scored).mean(), model_parameters(policy))
     assert max(float(part.abs().max()) for part in gradient) > 1e-3
 
 
@@ -138,7 +138,7 @@ def test_a_closed_entropy_is_taken_where_there_is_one() -> None:
     rows, recorded = acted(policy)
     scored = agent.propose(rows, recorded).score(policy, torch.arange(32))
     log_pi = policy.network(rows.obs).log_softmax(-1)
-    torch.testing.assert_close(agent.entropy(rows, scored), -(log_pi.exp() * log_pi).sum(-1))
+    torch.testing.assert_close(agent.entropy(scored), -(log_pi.exp() * log_pi).sum(-1))
 
 
 # the gap
