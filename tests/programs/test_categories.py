@@ -33,9 +33,7 @@ def sizes_scored(policy: LatentPolicy, obs: Observations, action: Tensor, latent
 
 @pytest.mark.parametrize("space", [spaces.Box(-1, 1, (2,)), spaces.Discrete(3)], ids=["box", "discrete"])
 @pytest.mark.parametrize("steps", [None, 4])
-def test_values_and_gradients_are_those_of_particles_scored_one_by_one(
-    space: spaces.Space, steps: int | None
-) -> None:
+def test_values_and_gradients_are_those_of_particles_scored_one_by_one(space: spaces.Space, steps: int | None) -> None:
     torch.manual_seed(0)
     policy = mixture(space)
     obs: Observations = torch.randn(ROWS, 3, dtype=torch.float64)
