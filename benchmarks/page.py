@@ -23,6 +23,7 @@ TITLES = {
     "acting": "Acting",
     "studies": "Studies in parallel processes",
     "avoiding": "Environment steps",
+    "training": "Training beside Stable-Baselines3",
 }
 """A section for each file of results, in this order."""
 

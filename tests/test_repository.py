@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import latentpg
+from benchmarks.learning import page as learning
 from benchmarks.page import PAGE, page
 
 ROOT = Path(__file__).parents[1]
@@ -98,3 +99,8 @@ def test_the_package_is_typed() -> None:
 
 def test_the_benchmarks_page_holds_the_committed_results() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m benchmarks.page"
+
+
+def test_the_learning_page_holds_the_committed_results() -> None:
+    written = learning.PAGE.read_text(encoding="utf-8")
+    assert written == learning.page(written), "run: python -m benchmarks.learning.page"

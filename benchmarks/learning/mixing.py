@@ -87,7 +87,7 @@ def measure(action: Float[NDArray[np.floating[Any]], "M 2"]) -> dict[str, Any]:
     goal = reached_goal(action)
     counts = np.bincount(goal[goal >= 0], minlength=len(GOALS))
     chances = counts / len(goal)
-    modes = math.exp(float(miller_madow_entropy(torch.from_numpy(counts)))) if counts.any() else None
+    modes = math.exp(float(miller_madow_entropy(torch.from_numpy(counts).double()))) if counts.any() else None
     return {
         "chances": chances.tolist(),
         "expected_return": float(expected_return(chances[None])[0]),

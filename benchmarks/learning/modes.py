@@ -170,7 +170,7 @@ def measure(mode: Int[NDArray[np.int64], " E"], num_modes: int) -> dict[str, Any
     """
     counts = np.bincount(mode[mode >= 0], minlength=num_modes)
     found = int(counts.sum())
-    nats = float(miller_madow_entropy(torch.from_numpy(counts))) if found else math.nan
+    nats = float(miller_madow_entropy(torch.from_numpy(counts).double())) if found else math.nan
     return {
         "counts": counts.tolist(),
         "success": found / len(mode),

@@ -252,7 +252,7 @@ def draw(found: Results, folder: Path) -> list[Path]:
     with plt.rc_context(
         {"font.size": 8, "svg.hashsalt": "latentpg", "axes.spines.top": False, "axes.spines.right": False}
     ):
-        columns = min(3, len(environments))
+        columns = 2 if len(environments) == 4 else min(3, len(environments))
         rows = -(-len(environments) // columns)
         figure, axes = plt.subplots(
             rows, columns, figsize=(2.5 * columns, 2.0 * rows), squeeze=False, layout="constrained"

@@ -3,14 +3,14 @@ r"""What observation scale a weighted loss implies.
 A loss "reconstruction error + weight times KL" is, up to a factor and a constant, the evidence lower bound of a decoder
 whose noise nobody wrote down. With D numbers scored in a row and the divergence summed over the latent's dimensions:
 
-===================================================  ============================================
-loss of a row                                        implied decoder
-===================================================  ============================================
+====================================================  ========================================
+loss of a row                                         implied decoder
+====================================================  ========================================
 :math:`\sum_i (a_i-\hat a_i)^2 + \lambda\,KL`         Gaussian, :math:`\sigma^2 = \lambda/2`
 :math:`\frac1D\sum_i (a_i-\hat a_i)^2 + \lambda\,KL`  Gaussian, :math:`\sigma^2 = \lambda D/2`
 :math:`\sum_i |a_i-\hat a_i| + \lambda\,KL`           Laplace, :math:`b = \lambda`
 :math:`\frac1D\sum_i |a_i-\hat a_i| + \lambda\,KL`    Laplace, :math:`b = \lambda D`
-===================================================  ============================================
+====================================================  ========================================
 
 because a Gaussian's negative log-likelihood is :math:`\frac1{2\sigma^2}\sum_i(a_i-\hat a_i)^2` and a Laplace's
 :math:`\frac1b\sum_i|a_i-\hat a_i|`, each with a constant; dividing the loss by :math:`\lambda` leaves KL with weight

@@ -1,12 +1,12 @@
 r"""Held-out likelihood by the best measure that a policy's latents allow.
 
-=================================  ===========================================================================
-latents                            measure
-=================================  ===========================================================================
+==================================  ==============================================================================
+latents                             measure
+==================================  ==============================================================================
 discrete, up to 4,096 joint values  enumerated: exact
 1 to 3 Gaussian dimensions          Gauss-Hermite quadrature, discrete ones summed beside: exact to a tolerance
-any other                          the curve of K-particle bounds, and annealed importance sampling: lower bounds
-=================================  ===========================================================================
+any other                           the curve of K-particle bounds, and annealed importance sampling: lower bounds
+==================================  ==============================================================================
 
 Quadrature places its nodes by the guide; where that does not settle, by a density of each row's own, fitted to it
 (:mod:`latentpg.imitation.per_datum`); and where that does not either (a posterior of several peaks), the bounds take

@@ -3,17 +3,17 @@ r"""What cloning climbs: an estimate of :math:`\log\pi(a|s)` over demonstrations
 An objective turns a minibatch into :class:`Losses`: rows to minimise for theta and phi, rows to minimise for psi. Each
 is a frozen choice over the estimators and guide objectives that everything else here uses:
 
-=======================  ============================================  ============================================
-name                     theta, phi                                    psi
-=======================  ============================================  ============================================
-``exact``                enumerated :math:`\log\sum_z p(z,a|s)`        cross-entropy to the exact posterior
-``elbo``                 the evidence lower bound                      the same bound
-``iwae``                 the K-particle bound                          doubly reparameterised, pathwise or VIMCO
-``reweighted-wake-sleep``  self-normalised importance sampling         wake on the same particles
-``wake-sleep``           one draw of the guide                         dreams
-``score-climbing``       a retained chain for every datum              cross-entropy to the chain's particles
-``em``                   expectation and maximisation in turn          cross-entropy to the exact posterior
-=======================  ============================================  ============================================
+=========================  ======================================  =========================================
+name                       theta, phi                              psi
+=========================  ======================================  =========================================
+``exact``                  enumerated :math:`\log\sum_z p(z,a|s)`  cross-entropy to the exact posterior
+``elbo``                   the evidence lower bound                the same bound
+``iwae``                   the K-particle bound                    doubly reparameterised, pathwise or VIMCO
+``reweighted-wake-sleep``  self-normalised importance sampling     wake on the same particles
+``wake-sleep``             one draw of the guide                   dreams
+``score-climbing``         a retained chain for every datum        cross-entropy to the chain's particles
+``em``                     expectation and maximisation in turn    cross-entropy to the exact posterior
+=========================  ======================================  =========================================
 
 Demonstrations carry no recorded latent: whatever needs one is a :class:`~latentpg.errors.RecordedLatentError`.
 """

@@ -114,7 +114,8 @@ class SupervisedVectorEnv(AsyncVectorEnv):
 
         def end() -> None:
             self._silent = [n for n, pipe in enumerate(self.parent_pipes) if pipe is not None and not pipe.poll(0)]
-            end_workers(self.processes)
+            for worker in self.processes:  # whoever waits takes leave of them: two who do would miss each other
+                worker.kill()
 
         watch = threading.Timer(self.timeout, end)
         watch.daemon = True
