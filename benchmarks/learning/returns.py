@@ -236,8 +236,9 @@ def table(found: Results) -> list[str]:
         target, verdict = _judge(name, told)
         steps = max(each["steps"] for each in found[name].values())
         seeds = ", ".join(f"{each:.0f}" for each in every)
+        interval = f"{low:.1f} to {high:.1f}" if len(every) > 1 else "none: one seed"
         lines.append(
-            f"| {_env(name)} | {_NAMES[_learner(name)]} | {steps:,} | {value:.1f} | {low:.1f} to {high:.1f} | {target} "
+            f"| {_env(name)} | {_NAMES[_learner(name)]} | {steps:,} | {value:.1f} | {interval} | {target} "
             f"| {verdict} | {seeds} |"
         )
     return lines
