@@ -5,7 +5,6 @@ Text is written by hand; what stands between a study's two marks is written here
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from benchmarks.learning.store import FOLDER, STUDIES, Results, results, study
@@ -23,10 +22,11 @@ def mark(name: str) -> str:
 def page(text: str) -> str:
     """Put every study's results between its marks."""
     for name in STUDIES:
-        within = re.compile(re.escape(mark(name)) + ".*?" + re.escape(END), re.DOTALL)
-        if not within.search(text):
+        before, found, rest = text.partition(mark(name))
+        _, ended, after = rest.partition(END)
+        if not found or not ended:
             raise ValueError(f"{PAGE} has no place for the results of {name}: {mark(name)} ... {END}")
-        text = within.sub(lambda _, name=name: f"{mark(name)}\n\n{section(name)}\n\n{END}", text)
+        text = f"{before}{mark(name)}\n\n{section(name)}\n\n{END}{after}"
     return text
 
 
