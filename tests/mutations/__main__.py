@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.mutations.guards import GUARDS, Guard
 
 ROOT = Path(__file__).parents[2]
-LIMIT = 600
+LIMIT = 180
 """Seconds for a guard's tests; one whose loss makes them hang is noticed too."""
 
 

@@ -30,8 +30,8 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "a worker that cannot be started has one too",
         "latentpg/rollout/supervised.py",
-        "        watch.start()\n",
-        "",
+        "threading.Timer(self.timeout, end)",
+        "threading.Timer(self.timeout + 15.0, end)",
         ("tests/rollout/test_supervised.py -k started_is_named",),
     ),
     Guard(
