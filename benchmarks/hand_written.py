@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from latentpg.numerics import tanh
 from latentpg.policies import GaussianPolicy, MixturePolicy
 
 Layers = list[tuple[Tensor, Tensor]]
@@ -56,7 +57,7 @@ def weights_of(policy: GaussianPolicy | MixturePolicy) -> Weights:
 
 def mlp(x: Tensor, layers: Layers) -> Tensor:
     for weight, bias in layers[:-1]:
-        x = torch.tanh(linear(x, weight, bias))
+        x = tanh(linear(x, weight, bias))
     weight, bias = layers[-1]
     return linear(x, weight, bias)
 
@@ -72,7 +73,7 @@ def categorical_log_prob(x: Tensor, logits: Tensor) -> Tensor:
 
 
 def decode(w: Weights, obs: Tensor, conditioning: Tensor) -> Tensor:
-    return mlp(torch.tanh(linear(obs, *w.decoder_features) + conditioning), w.decoder_rest)
+    return mlp(tanh(linear(obs, *w.decoder_features) + conditioning), w.decoder_rest)
 
 
 def action_log_prob(w: Weights, action: Tensor, parameters: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ def log_marginal(w: Weights, obs: Tensor, action: Tensor, z: Tensor, log_proposa
 
 
 def guide_parameters(w: Weights, obs: Tensor, action: Tensor) -> Tensor:
-    hidden = torch.tanh(linear(obs, *w.guide_features) + linear(action, w.guide_action))
+    hidden = tanh(linear(obs, *w.guide_features) + linear(action, w.guide_action))
     return mlp(hidden, w.guide_rest)
 
 
