@@ -10,6 +10,7 @@ import pytest
 
 import latentpg
 from benchmarks.learning import page as learning
+from benchmarks.learning.store import PAGES
 from benchmarks.page import PAGE, page
 
 ROOT = Path(__file__).parents[1]
@@ -101,6 +102,7 @@ def test_the_benchmarks_page_holds_the_committed_results() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m benchmarks.page"
 
 
-def test_the_learning_page_holds_the_committed_results() -> None:
-    written = learning.PAGE.read_text(encoding="utf-8")
-    assert written == learning.page(written), "run: python -m benchmarks.learning.page"
+@pytest.mark.parametrize("file", [file for file, names in PAGES.items() if names])
+def test_the_pages_of_learning_hold_the_committed_results(file: str) -> None:
+    written = (learning.DOCS / file).read_text(encoding="utf-8")
+    assert written == learning.page(file, written), "run: python -m benchmarks.learning.page"

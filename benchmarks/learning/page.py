@@ -1,4 +1,4 @@
-"""Write tables and figures of ``docs/learning.md`` from the committed results: ``python -m benchmarks.learning.page``.
+"""Write tables and figures of the pages on learning and cloning: ``python -m benchmarks.learning.page``.
 
 Text is written by hand; what stands between a study's two marks is written here.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.learning.store import FOLDER, STUDIES, Results, results, study
+from benchmarks.learning.store import FOLDER, PAGES, Results, results, study
 from benchmarks.measure import ROOT
 
-PAGE = ROOT / "docs" / "learning.md"
-FIGURES = ROOT / "docs" / "figures"
+DOCS = ROOT / "docs"
+FIGURES = DOCS / "figures"
 END = "<!-- end of results -->"
 
 
@@ -19,13 +19,13 @@ def mark(name: str) -> str:
     return f"<!-- results of {name}, written by `python -m benchmarks.learning.page` -->"
 
 
-def page(text: str) -> str:
-    """Put every study's results between its marks."""
-    for name in STUDIES:
+def page(file: str, text: str) -> str:
+    """Put the results of every study of a page between its marks."""
+    for name in PAGES[file]:
         before, found, rest = text.partition(mark(name))
         _, ended, after = rest.partition(END)
         if not found or not ended:
-            raise ValueError(f"{PAGE} has no place for the results of {name}: {mark(name)} ... {END}")
+            raise ValueError(f"{file} has no place for the results of {name}: {mark(name)} ... {END}")
         text = f"{before}{mark(name)}\n\n{section(name)}\n\n{END}{after}"
     return text
 
@@ -59,10 +59,13 @@ def _versions(every: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    for name in STUDIES:
-        for path in study(name).draw(results(name), FIGURES):
-            print(path)
+    for file, names in PAGES.items():
+        if names:
+            path = DOCS / file
+            path.write_text(page(file, path.read_text(encoding="utf-8")), encoding="utf-8")
+        for name in names:
+            for figure in study(name).draw(results(name), FIGURES):
+                print(figure)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,14 @@ from benchmarks.measure import RESULTS, commit
 from latentpg.runs import write_json
 
 FOLDER = RESULTS / "learning"
-STUDIES = ("returns", "modes", "mixing", "exploration", "ratios")
-"""Every study, in the order of the page."""
+PAGES: Mapping[str, tuple[str, ...]] = {
+    "learning.md": ("returns", "modes", "mixing", "exploration", "ratios"),
+    "cloning.md": (),
+}
+"""The studies of each page of the docs, in its order."""
+
+STUDIES = tuple(name for names in PAGES.values() for name in names)
+"""Every study."""
 
 TOLD = ("torch", "pyro-ppl", "gymnasium", "numpy", "stable-baselines3", "mujoco", "box2d")
 """Packages whose versions a result names, where they are installed."""
