@@ -20,6 +20,7 @@ from latentpg.training.folders import SavedRun, begin_run, open_run
 from latentpg.training.log import MetricsLog, read_metrics, series
 from latentpg.training.loop import Outcome, train
 from latentpg.training.parts import RunOptions, Selection
+from latentpg.training.policies import ChunkPart, EpisodePart, NetworkOptions, build_policy
 from latentpg.training.preparing import prepared
 from latentpg.training.seeds import go_on, run_seeds
 from latentpg.training.signals import stopping
@@ -27,9 +28,12 @@ from latentpg.training.video import film_episodes
 
 __all__ = [
     "Built",
+    "ChunkPart",
     "Curve",
+    "EpisodePart",
     "Evaluation",
     "MetricsLog",
+    "NetworkOptions",
     "Outcome",
     "RunOptions",
     "SavedRun",
@@ -39,6 +43,7 @@ __all__ = [
     "begin_run",
     "bootstrap_interval",
     "build",
+    "build_policy",
     "draw_curve",
     "evaluate",
     "evaluation_curve",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from gymnasium.vector import VectorEnv
@@ -11,27 +11,14 @@ from torch import Tensor, nn
 
 from latentpg.learners import Agent, Learner
 from latentpg.learners.agent import under
-from latentpg.numerics.activations import Tanh
 from latentpg.numerics.rng import seeded, stream_seed
-from latentpg.policies import GaussianPolicy, MixturePolicy, PlainPolicy, TwoLevelPolicy, observation_size
-from latentpg.policies.heads import BoxHead
+from latentpg.policies import observation_size
 from latentpg.programs import LatentPolicy
 from latentpg.rollout import ObservationNormalizer, close_envs, make_envs
 from latentpg.training.algorithms import ALGORITHMS, Pieces
 from latentpg.training.config import TrainingConfig
+from latentpg.training.policies import ACTIVATIONS, build_policy
 from latentpg.values import NetworkCritic
-from latentpg.values.critics import orthogonal_
-
-POLICIES: Mapping[str, Callable[..., Any]] = {
-    "mixture": MixturePolicy,
-    "gaussian": GaussianPolicy,
-    "two-level": TwoLevelPolicy,
-    "plain": PlainPolicy,
-}
-"""Every policy that a configuration can name."""
-
-ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {"tanh": Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
-"""Every activation that a configuration can name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +51,7 @@ def build(config: TrainingConfig) -> Built:
     >>> built.close()
     """
     run = config.run
-    envs = make_envs(config.selection.env, run.num_envs, vectorization_mode=run.vectorization_mode)
+    envs = make_envs(config.selection.env, run.num_envs, vectorization_mode=run.vectorization_mode, timeout=run.worker_timeout)
     try:
         # one after the other: an evaluation is short, and every environment can be stepped so
         evaluation_envs = make_envs(config.selection.env, min(run.num_envs, run.eval_episodes))
@@ -95,24 +82,5 @@ def make_policy(
     config: TrainingConfig, envs: VectorEnv[Any, Any, Any], normalizer: ObservationNormalizer | None
 ) -> LatentPolicy:
     """Build the policy from the ambient random stream."""
-    policy = POLICIES[config.selection.policy](
-        envs.single_observation_space,
-        envs.single_action_space,
-        hidden=config.run.hidden,
-        activation=ACTIVATIONS[config.run.activation],
-        encoder=normalizer,
-        **asdict(config.policy),
-    )
-    for part in policy.modules():
-        if isinstance(part, BoxHead):
-            nn.init.constant_(part.log_std, float(config.run.initial_log_std))
-    if config.run.orthogonal_init:
-        for network in _networks_of(policy):
-            orthogonal_(network, output_gain=config.run.output_gain)
-    return policy
-
-
-def _networks_of(policy: nn.Module) -> list[nn.Module]:
-    """List what pi is made of: prior and decoder, or the plain policy's one network."""
-    named = dict(policy.named_modules())
-    return [named[name] for name in ("prior", "decoder.network", "network") if name in named]
+    spaces = envs.single_observation_space, envs.single_action_space
+    return build_policy(config.policy, config.run, *spaces, encoder=normalizer)

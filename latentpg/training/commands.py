@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 from rich.console import Console
@@ -16,7 +16,7 @@ from latentpg.errors import OptionError
 from latentpg.programs import LatentPolicy
 from latentpg.runs import write_json
 from latentpg.studies.execute import check_workers
-from latentpg.training.config import TrainingConfig
+from latentpg.training.config import TrainingConfig, resolve
 from latentpg.training.evaluate import evaluate
 from latentpg.training.folders import begin_run, open_run, refused_change, seed_folder
 from latentpg.training.loop import Outcome, train
@@ -28,6 +28,8 @@ from latentpg.training.seeds import draw_seeds, go_on, run_seeds
 from latentpg.training.signals import EXIT_OF_SIGNAL, stopping
 from latentpg.training.video import check_films, film_episodes
 
+_Number = TypeVar("_Number", int, float)
+
 RESUME_HELP = """usage: latentpg resume RUN [OPTIONS]
 
 Go on with a run, or with all runs of a folder of several seeds, from the newest whole checkpoint.
@@ -35,6 +37,8 @@ Options of the run may be repeated, and none may differ from what the run began 
 
   --trust-env      let an environment id module:Env import that module
   --num-workers N  processes in which runs of several seeds go on
+  --worker-timeout S
+                   seconds within which workers of async environments must answer, if not as many as before
   -h, --help       print this"""
 """What ``latentpg resume --help`` prints."""
 
@@ -63,18 +67,21 @@ def resume_command(words: Sequence[str]) -> int:
         return 0
     path, rest = _folder_of("latentpg resume", words)
     trusted, rest = _take_switch(rest, "--trust-env")
-    num_workers, rest = _take_number(rest, "--num-workers", 1)
+    workers, rest = _take_option(rest, "--num-workers", int)
+    num_workers = 1 if workers is None else workers
+    timeout, rest = _take_option(rest, "--worker-timeout", float)
     run = open_run(path, trusted=trusted)
     if rest and (differs := changed_options(rest, run.config)):
         raise refused_change(differs)
+    config = run.config if timeout is None else resolve({**run.config.flat(), "worker_timeout": timeout})
     if run.seeds is not None:
         check_workers(num_workers, "process")
-        return _run_seeds(run.config, run.seeds, run.path, num_workers)
+        return _run_seeds(config, run.seeds, run.path, num_workers)
     saved = load(run.path, "last", say=_say)
     with stopping(say=_say) as stop:
-        with progress(run.config.run.total_timesteps, console=_errors(), done=saved.step) as show:
-            outcome = go_on(run.config, run.path, saved, show=show, stop=stop)
-    return _finish(run.config, run.path, outcome)
+        with progress(config.run.total_timesteps, console=_errors(), done=saved.step) as show:
+            outcome = go_on(config, run.path, saved, show=show, stop=stop)
+    return _finish(config, run.path, outcome)
 
 
 @dataclass(frozen=True)
@@ -217,15 +224,20 @@ def _take_switch(words: Sequence[str], switch: str) -> tuple[bool, list[str]]:
     return switch in words, [word for word in words if word != switch]
 
 
-def _take_number(words: Sequence[str], option: str, default: int) -> tuple[int, list[str]]:
-    rest = list(words)
-    if option not in rest:
-        return default, rest
-    place = rest.index(option)
-    given = rest[place + 1 : place + 2]
-    if not given or not given[0].isdigit():
-        raise OptionError("latentpg resume", f"`{option}`", expected="an integer", got=repr(" ".join(given)))
-    return int(given[0]), rest[:place] + rest[place + 2 :]
+def _take_option(words: Sequence[str], option: str, kind: type[_Number]) -> tuple[_Number | None, list[str]]:
+    """Take an option and its number out of the words; None if it is not there."""
+    for place, word in enumerate(words):
+        name, equals, given = word.partition("=")
+        if name.replace("_", "-") != option:
+            continue
+        end = place + 1 if equals else place + 2
+        text = given if equals else " ".join(words[place + 1 : end])
+        try:
+            return kind(text), [*words[:place], *words[end:]]
+        except ValueError:
+            expected = "an integer" if kind is int else "a number"
+            raise OptionError("latentpg resume", f"`{option}`", expected=expected, got=repr(text)) from None
+    return None, [*words]
 
 
 def _errors() -> Console:

@@ -22,13 +22,13 @@ from latentpg.studies.declared import as_declared
 from latentpg.training.parts import (
     NONE,
     SELECTORS,
-    PolicyPart,
     RunOptions,
     Selection,
     default_of,
     options_of,
     owner_of,
 )
+from latentpg.training.policies import PolicyPart
 
 TUNED = Path(__file__).with_name("tuned")
 """Where the option files that ship are."""

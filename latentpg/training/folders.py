@@ -18,6 +18,9 @@ from latentpg.runs import Checkpoint, create_run_folder
 from latentpg.training.config import TrainingConfig, check_trust, known_values, read_options, resolve
 from latentpg.training.options import command_of
 
+MAY_CHANGE = frozenset({"worker_timeout"})
+"""Options that no number of a run hangs on, so that a run may go on with others."""
+
 
 @dataclass(frozen=True)
 class SavedRun:
@@ -69,14 +72,13 @@ def open_run(path: Path, *, trusted: bool) -> SavedRun:
 def check_same(config: TrainingConfig, saved: Checkpoint) -> None:
     """Refuse to go on from a checkpoint of a run with other options."""
     known, now = _known_then(saved.facts.get("config")), known_values(config)
-    if known == now:
-        return
     differs = [
         f"{name} = {now.get(name)}, then {known.get(name)}"
         for name in {**known, **now}
-        if now.get(name) != known.get(name)
+        if now.get(name) != known.get(name) and name not in MAY_CHANGE
     ]
-    raise refused_change(differs)
+    if differs:
+        raise refused_change(differs)
 
 
 def _known_then(values: object) -> dict[str, Any]:

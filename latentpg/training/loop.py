@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from latentpg.training.log import STEPS, MetricsLog, Row
 from latentpg.training.preparing import latent_of
 from latentpg.training.progress import Show, unseen
 from latentpg.training.resuming import restore
-from latentpg.training.saving import save, save_fault
+from latentpg.training.saving import save, save_fault, unwritten
 from latentpg.training.signals import Stop, never
 from latentpg.training.video import film_episodes
 
@@ -66,14 +67,11 @@ def train(
     then as they were before the step that failed, and ``fault.json`` and ``fault/`` say how things stood.
     """
     run = _Run(config, built, folder, show)
-    run.begin(saved)
     try:
-        while run.steps < config.run.total_timesteps and stop() is None:
-            run.update()
-    except LatentPGError as fault:
-        run.note(fault)
-        raise
-    return run.end(stop())
+        run.begin(saved)
+        return run.go_on(stop)
+    except OSError as error:
+        raise unwritten(folder, error) from error
 
 
 @dataclass
@@ -113,6 +111,17 @@ class _Run:
         self.best, self.best_steps = facts["best"], facts["best_steps"]
         self.saved_at = self.steps
         self.log = MetricsLog(self.folder, steps=self.steps)
+
+    def go_on(self, stop: Stop) -> Outcome:
+        """Update until the end, and leave what is needed to look into a fault."""
+        try:
+            while self.steps < self.config.run.total_timesteps and stop() is None:
+                self.update()
+            return self.end(stop())
+        except LatentPGError as fault:
+            with suppress(OSError):  # that it cannot be written must not hide the fault
+                self.note(fault)
+            raise
 
     def update(self) -> None:
         """Update once, and evaluate, save and write what is due."""
@@ -239,7 +248,7 @@ class _Run:
         return draw_curve(curve, self.folder / "figures", title=title)
 
     def note(self, fault: LatentPGError) -> None:
-        """Leave what is needed to look into a fault."""
+        """Write how things stood at a fault."""
         self.log.close()
         what = {
             "error": str(fault),

@@ -57,6 +57,7 @@ _TEXTS: Mapping[str, str] = {
     "checkpoint_every": "Steps from one checkpoint to the next.",
     "log_every": "Updates from one row of metrics to the next.",
     "video_every": "Steps from one filmed episode to the next; none without it.",
+    "worker_timeout": "Seconds within which each worker process of async environments must answer.",
 }
 
 

@@ -16,39 +16,28 @@ from latentpg.errors import OptionError, did_you_mean
 from latentpg.estimators import ESTIMATORS, GUIDE_OBJECTIVES, ClosedForm
 from latentpg.estimators.registry import PROPOSALS
 from latentpg.learners import AgentOptions
+from latentpg.rollout.supervised import WORKER_TIMEOUT
 from latentpg.training.algorithms import ALGORITHMS
+from latentpg.training.policies import POLICY_PARTS, NetworkOptions
 
 NONE = "none"
 """The name of no part: no proposal, or a guide that is not taught."""
 
 
-SMALL_GAIN = 0.01
-"""Gain of a policy's last layers where nothing else is asked for: actions begin nearly alike in all states."""
-
-
 @dataclass(frozen=True)
-class RunOptions:
-    """What a run is, whatever it is put together from.
-
-    ``hidden`` and ``activation`` are those of every network. A ``Box``'s actions begin with standard deviations of
-    ``exp(initial_log_std)``, in policy coordinates: its bounds are -1 and 1. With ``orthogonal_init`` networks start at
-    orthogonal weights, the policy's last layers at ``output_gain`` of them: at a hundredth a policy begins nearly alike
-    in all states and at all values of its latent, which then explores nothing before something is learnt.
+class RunOptions(NetworkOptions):
+    """What a run is, whatever it is put together from; its networks are as :class:`NetworkOptions` has them.
 
     An evaluation plays ``eval_episodes`` episodes whenever another ``eval_every`` steps have been taken, a checkpoint
     is written every ``checkpoint_every``, and a row of metrics every ``log_every`` updates. With ``video_every`` an
-    episode is filmed whenever so many steps have been taken; None films none.
+    episode is filmed whenever so many steps have been taken; None films none. A worker process of ``"async"``
+    environments that gives no answer within ``worker_timeout`` seconds ends the run.
     """
 
     num_envs: int = 8
     vectorization_mode: Literal["sync", "async", "native"] = "sync"
     total_timesteps: int = 100_000
     seed: int = 0
-    hidden: tuple[int, ...] = (64, 64)
-    activation: Literal["tanh", "relu", "silu"] = "tanh"
-    initial_log_std: float | int = 0.0
-    orthogonal_init: bool = True
-    output_gain: float | int = SMALL_GAIN
     normalize_observations: bool = False
     eval_every: int = 10_000
     eval_episodes: int = 20
@@ -56,9 +45,11 @@ class RunOptions:
     checkpoint_every: int = 10_000
     log_every: int = 1
     video_every: int | None = None
+    worker_timeout: float | int = WORKER_TIMEOUT
 
     def __post_init__(self) -> None:
         """Check the numbers."""
+        super().__post_init__()
         least = {"seed": 0, "eval_episodes": 4}
         for each in fields(self):
             value, smallest = getattr(self, each.name), least.get(each.name, 1)
@@ -66,45 +57,12 @@ class RunOptions:
                 raise OptionError(
                     "RunOptions()", f"`{each.name}`", expected=f"an integer >= {smallest}", got=repr(value)
                 )
-        if not math.isfinite(self.initial_log_std):
-            raise OptionError(
-                "RunOptions()", "`initial_log_std`", expected="a finite number", got=repr(self.initial_log_std)
-            )
-        if not 0 < self.output_gain < math.inf:
-            raise OptionError("RunOptions()", "`output_gain`", expected="a number > 0", got=repr(self.output_gain))
         every = self.video_every
         if every is not None and (type(every) is not int or every < 1):
             raise OptionError("RunOptions()", "`video_every`", expected="an integer >= 1, or None", got=repr(every))
-        if not self.hidden or any(width < 1 for width in self.hidden):
-            raise OptionError("RunOptions()", "`hidden`", expected="widths >= 1, one or more", got=repr(self.hidden))
-
-
-@dataclass(frozen=True)
-class MixturePart:
-    """Options of :class:`~latentpg.policies.MixturePolicy`."""
-
-    num_components: int = 4
-
-
-@dataclass(frozen=True)
-class GaussianPart:
-    """Options of :class:`~latentpg.policies.GaussianPolicy`."""
-
-    latent_size: int = 2
-    prior: Literal["learned", "standard"] = "learned"
-
-
-@dataclass(frozen=True)
-class TwoLevelPart:
-    """Options of :class:`~latentpg.policies.TwoLevelPolicy`."""
-
-    num_modes: int = 4
-    style_size: int = 2
-
-
-@dataclass(frozen=True)
-class PlainPart:
-    """:class:`~latentpg.policies.PlainPolicy`, the baseline without a latent, has no options of its own."""
+        if not 0 < self.worker_timeout < math.inf:
+            got = repr(self.worker_timeout)
+            raise OptionError("RunOptions()", "`worker_timeout`", expected="seconds > 0", got=got)
 
 
 @dataclass(frozen=True)
@@ -112,12 +70,9 @@ class NoPart:
     """Nothing, which has no options."""
 
 
-PolicyPart = MixturePart | GaussianPart | TwoLevelPart | PlainPart
-"""Options of any policy."""
-
 SELECTORS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "algo": {name: algorithm.options for name, algorithm in ALGORITHMS.items()},
-    "policy": {"mixture": MixturePart, "gaussian": GaussianPart, "two-level": TwoLevelPart, "plain": PlainPart},
+    "policy": POLICY_PARTS,
     "estimator": {**ESTIMATORS, "closed-form": ClosedForm},
     "proposal": {NONE: NoPart, **PROPOSALS},
     "guide_objective": {NONE: NoPart, **GUIDE_OBJECTIVES},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from latentpg.errors import LatentPGError
+from latentpg.errors import LatentPGError, StudyError
 from latentpg.runs import Checkpoint, name_checkpoint, named_checkpoint, newest_checkpoint, save_checkpoint
 
 CHECKPOINTS = "checkpoints"
@@ -38,3 +39,21 @@ def save_fault(folder: Path, state: Mapping[str, Tensor], facts: Mapping[str, An
     """Keep the state at a fault apart from the run's checkpoints; that this fails must not hide the fault."""
     with suppress(LatentPGError):
         save_checkpoint(folder / "fault", state, facts, step=steps, keep=1)
+
+
+def unwritten(folder: Path, error: OSError) -> StudyError:
+    """Build the error for a file of a run that cannot be written, its checkpoints being as they were.
+
+    >>> print(unwritten(Path("run"), OSError(28, "No space left on device")))
+    StudyError in run folder: a file of run cannot be written
+      expected: a folder that can be written to, on a disk with room
+      got:      No space left on device
+      fix:      mend that and go on from the newest checkpoint: latentpg resume run
+    """
+    return StudyError(
+        "run folder",
+        f"{error.filename or f'a file of {folder}'} cannot be written",
+        expected="a folder that can be written to, on a disk with room",
+        got=error.strerror or str(error),
+        fix=f"mend that and go on from the newest checkpoint: {shlex.join(['latentpg', 'resume', str(folder)])}",
+    )

@@ -15,7 +15,8 @@ from latentpg.learners import PPOOptions
 from latentpg.runs import write_toml
 from latentpg.training import resolve
 from latentpg.training.config import TUNED, check_trust, known_values, layered, read_options, tuned_options
-from latentpg.training.parts import COMMON, SELECTORS, MixturePart, Selection, default_of, options_of
+from latentpg.training.parts import COMMON, SELECTORS, Selection, default_of, options_of
+from latentpg.training.policies import MixturePart
 
 CARTPOLE = {"env": "CartPole-v1"}
 
