@@ -2,11 +2,13 @@
 
 ``latentpg train`` trains a policy, ``evaluate`` and ``resume`` take up what it left; ``latentpg study NAME`` runs a
 named study, ``latentpg list`` shows what there is. Exit status: 0, or 2 after one message on the error stream for a
-mistake of the user's or a run that failed, or 130 when interrupted, 143 when terminated.
+mistake of the user's or a run that failed, or 130 when interrupted, 143 when terminated, 141 when nobody reads the
+output any more.
 """
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from latentpg import __version__
-from latentpg.errors import LatentPGError, OptionError, did_you_mean
+from latentpg.errors import LatentPGError, OptionError, StudyError, did_you_mean
 from latentpg.runs import create_run_folder, open_run_folder
 from latentpg.studies import (
     Outputs,
@@ -48,6 +50,9 @@ USAGE_ERROR = 2
 INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 and the signal's number, as shells count."""
 
+UNREAD = 141
+"""Exit status where whoever read the output has gone: 128 and SIGPIPE's number."""
+
 PLAIN_WIDTH = 132
 """Columns of a table where there is no terminal to fit it to."""
 
@@ -55,13 +60,51 @@ PLAIN_WIDTH = 132
 def main() -> int:
     """Run the command line in ``sys.argv`` and return the exit status."""
     try:
-        return _run(sys.argv[1:])
+        try:
+            return _told(sys.argv[1:])
+        finally:
+            sys.stdout.flush()  # now, for at the interpreter's end nobody can answer a pipe that is closed
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):  # which would be flushed once more
+            os.dup2(nowhere, stream.fileno())
+        return UNREAD
+
+
+def _told(words: Sequence[str]) -> int:
+    """Run a command; what goes wrong on purpose, or for want of room, ends in one message."""
+    try:
+        return _run(words)
     except LatentPGError as error:
         print(error, file=sys.stderr)
-        return USAGE_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        print(_unusable(error), file=sys.stderr)
+    except MemoryError:
+        print(_NO_MEMORY, file=sys.stderr)
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # torch's words for it, on the processor
+            raise
+        print(_NO_MEMORY, file=sys.stderr)
+    return USAGE_ERROR
+
+
+def _unusable(error: OSError) -> StudyError:
+    return StudyError(
+        "latentpg",
+        f"{error.filename or 'a file'} cannot be read or written",
+        got=error.strerror or str(error),
+        fix="mend that and run the command again; what was finished before is kept",
+    )
+
+
+_NO_MEMORY = OptionError(
+    "latentpg", "there is not enough memory for what was asked for", fix="smaller networks, or fewer of them at a time"
+)
 
 
 def _run(words: Sequence[str]) -> int:

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from latentpg.data.demonstrations import Demonstrations
 from latentpg.data.guards import DataError
+from latentpg.data.rows import DemonstrationRows
 from latentpg.errors import LatentPGError
 from latentpg.numerics.rng import seeded
 from latentpg.policies.spaces import encode_actions, observation_size, unsupported_action_space
-from latentpg.programs import LatentPolicy, draw_prior, log_joint, parameter_dtype
+from latentpg.programs import LatentPolicy, Observations, draw_prior, log_joint, parameter_dtype
 
 
 def encode_for_spaces(
@@ -75,8 +76,14 @@ def action_log_jacobian(action_space: spaces.Space[Any]) -> float:
     return float(np.log(2.0 / width[width > 0]).sum())
 
 
-def check_policy(demonstrations: Demonstrations, policy: LatentPolicy) -> None:
-    """Score two steps, to find out before training whether data and policy have the same types and dimensions."""
+def check_policy(
+    demonstrations: Demonstrations, policy: LatentPolicy, *, rows: DemonstrationRows | None = None
+) -> None:
+    """Score two rows, to find out before training whether data and policy have the same types and dimensions.
+
+    Without ``rows`` a row is a step. A policy over chunks or episodes is asked about the ``rows`` that were cut from
+    the demonstrations for it (:func:`~latentpg.data.chunk_rows`, :func:`~latentpg.data.episode_rows`).
+    """
     dtype = parameter_dtype(policy)
     if demonstrations.obs.dtype != dtype:
         raise DataError(
@@ -86,18 +93,24 @@ def check_policy(demonstrations: Demonstrations, policy: LatentPolicy) -> None:
             got=str(demonstrations.obs.dtype),
             fix=f"demonstrations.to({dtype})",
         )
-    obs, action = demonstrations.obs[:2], demonstrations.action[:2]
+    obs: Observations = demonstrations.obs[:2]
+    action, what = demonstrations.action[:2], ["M"]
+    if rows is not None:
+        some = rows.take(torch.arange(min(2, len(rows.action))))
+        obs, action, what = some.obs, some.action, ["B", f"T={rows.action.shape[1]}"]
     try:
         with seeded(0), torch.no_grad():
             latents = draw_prior(policy, obs, num_particles=1).latents
             scored = log_joint(policy, obs, action, latents)
     except (RuntimeError, ValueError, LookupError, TypeError) as error:
-        told = isinstance(error, LatentPGError)
+        told, chunked = isinstance(error, LatentPGError), rows is None and hasattr(policy, "horizon")
         raise DataError(
             demonstrations.source,
-            f"the policy does not run on observations [M, {obs.shape[1]}] and actions {['M', *action.shape[1:]]}",
+            f"the policy does not run on observations {_shape(what, demonstrations.obs)} and actions "
+            f"{_shape(what, demonstrations.action)}",
             expected="data of the dimensions and types that the policy was made for",
             got=str(error).strip() if told else f"{type(error).__name__}: {error}",
+            likely="a policy over chunks: check_policy(..., rows=...)" if chunked else None,
         ) from error
     if not bool(torch.isfinite(scored).all()):
         raise DataError(
@@ -106,6 +119,10 @@ def check_policy(demonstrations: Demonstrations, policy: LatentPolicy) -> None:
             expected="a finite log p(z, a | s)",
             got=str(scored.flatten().tolist()),
         )
+
+
+def _shape(leading: list[str], steps: Tensor) -> str:
+    return f"[{', '.join([*leading, *map(str, steps.shape[1:])])}]"
 
 
 def _is_float(values: Tensor) -> bool:

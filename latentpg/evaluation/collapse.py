@@ -19,6 +19,7 @@ from latentpg.errors import EstimatorError, OptionError, ShapeError
 from latentpg.evaluation.clustered import check_clusters, clustered_interval
 from latentpg.numerics.statistics import LEVEL, Interval
 from latentpg.numerics.weights import log_mean_exp
+from latentpg.policies.priors import NormalMixture
 from latentpg.programs import (
     DiagNormal,
     LatentPolicy,
@@ -48,11 +49,13 @@ class Units:
     """By site: KL and activity of each unit ``[Z]``, in nats and in squared standard deviations of the prior.
 
     Each site has its own Z. A categorical site is one unit and has no activity. ``active`` counts units above
-    :data:`ACTIVE`.
+    :data:`ACTIVE`. ``whole`` is the KL of all of a site, one number: the sum over units, except where a prior's
+    coordinates hang together (a mixture's), whose units are held against marginals.
     """
 
     kl: Mapping[str, Tensor]
     activity: Mapping[str, Tensor]
+    whole: Mapping[str, float]
 
     @property
     def active(self) -> int:
@@ -68,6 +71,11 @@ def measure_units(policy: LatentPolicy, obs: Observations, action: Tensor, *, nu
     :math:`(\mu_q - \mu_p)/\sigma_p`, the guide's mean in the prior's units: with a standard prior this is the measure
     of Y. Burda, R. Grosse and R. Salakhutdinov ("Importance weighted autoencoders", 2016); with a learned one it does
     not count what follows from the observation alone. A guide far from the posterior makes both wrong.
+
+    Where there is no closed form the KL is a mean over ``num_particles`` draws of the guide a row, with their noise,
+    and can come out below zero. Under a :class:`~latentpg.policies.priors.NormalMixture` each unit is held against its
+    own marginal, :math:`\mathrm{KL}(q(z_i)\,\|\,p(z_i))`, and
+    the prior's units are the mean and deviation of the mixture as a whole.
     """
     with torch.no_grad():
         guide = draw_guide(policy, obs, action, num_particles=num_particles)
@@ -80,20 +88,16 @@ def measure_units(policy: LatentPolicy, obs: Observations, action: Tensor, *, nu
                 got=str(list(guide.latents)),
                 fix="measure_information() asks about all of them together",
             )
-        kl, activity = {}, {}
+        kl, activity, whole = {}, {}, {}
         for name, q in guide.distributions.items():
-            p = prior.distributions[name]
-            one, other = _gaussian(q), _gaussian(p)
-            if one is None or other is None:
-                kl[name] = _divergence(name, q, p).mean().reshape(1)
-                continue
-            each = kl_divergence(one, other)
-            offset = ((one.mean - other.mean) / other.stddev).expand(each.shape)
-            units = q.event_shape.numel()
-            rows = offset.reshape(-1, num_rows(obs), units).mean(0)
-            kl[name] = each.reshape(-1, units).mean(0)
-            activity[name] = rows.var(0) if len(rows) > 1 else torch.zeros_like(rows[0])
-    return Units(kl, activity)
+            p, z = prior.distributions[name], guide.latents[name]
+            rows, units = num_rows(obs), q.event_shape.numel()
+            kl[name], whole[name] = _site_kl(q, p, z)
+            if _is_vector(q) and _is_vector(p):
+                offset = ((q.mean - p.mean) / p.variance.sqrt()).expand(z.shape)
+                means = offset.reshape(-1, rows, units).mean(0)
+                activity[name] = means.var(0) if rows > 1 else torch.zeros_like(means[0])
+    return Units(kl, activity, whole)
 
 
 @dataclass(frozen=True)
@@ -286,17 +290,24 @@ def _gaussian(fn: Distribution) -> Normal | None:
     return fn if isinstance(fn, Normal) else None
 
 
-def _divergence(name: str, q: Distribution, p: Distribution) -> Tensor:
+def _is_vector(fn: Distribution) -> bool:
+    return _gaussian(fn) is not None or isinstance(fn, NormalMixture)
+
+
+def _site_kl(q: Distribution, p: Distribution, z: Tensor) -> tuple[Tensor, float]:
+    """Return KL(q || p) averaged over rows, by unit ``[Z]`` and of the whole site; ``z [K, B, ...]`` drawn from q."""
+    one, other, units = _gaussian(q), _gaussian(p), q.event_shape.numel()
+    if one is not None and other is not None:
+        each = kl_divergence(one, other).reshape(-1, units).mean(0)
+        return each, float(each.sum())
+    drawn = float((q.log_prob(z) - p.log_prob(z)).mean())
+    if one is not None and isinstance(p, NormalMixture):
+        return (one.log_prob(z) - p.coordinate_log_prob(z)).reshape(-1, units).mean(0), drawn
     try:
-        return kl_divergence(q, p)
-    except NotImplementedError as error:
-        raise EstimatorError(
-            "measure_units()",
-            f"no closed form at site `{name}`",
-            expected="two distributions known to torch.distributions.kl",
-            got=f"{type(q).__name__} and {type(p).__name__}",
-            fix="torch.distributions.kl.register_kl",
-        ) from error
+        total = kl_divergence(q, p).mean()
+    except NotImplementedError:
+        total = torch.tensor(drawn, dtype=z.dtype if z.is_floating_point() else None)
+    return total.reshape(1), float(total)
 
 
 def _flat(latents: Latents, other: Latents) -> Float[Tensor, "B D"]:

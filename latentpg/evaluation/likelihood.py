@@ -28,11 +28,14 @@ from latentpg.evaluation.clustered import student_quantile
 from latentpg.evaluation.report import EXACT, LOWER_BOUND, Likelihood, as_text, report_likelihood
 from latentpg.numerics.statistics import LEVEL, Interval
 from latentpg.numerics.weights import log_mean_exp
-from latentpg.programs import LatentPolicy, Observations, log_joint, num_rows, take_rows
+from latentpg.programs import LatentPolicy, Observations, Span, log_joint, num_rows, take_rows
 from latentpg.programs.run import check_rows
 
 BLOCK = 2**16
 """Values (latents times rows) that are held at a time."""
+
+PIECE = 2**18
+"""Steps (latents times rows times steps of a row) that are scored in one piece."""
 
 
 @dataclass(frozen=True)
@@ -202,8 +205,12 @@ def _support_size(policy: LatentPolicy, obs: Observations, action: Tensor) -> in
 def in_blocks(
     run: Callable[[Observations, Tensor], Tensor], obs: Observations, action: Tensor, size: int, *, block: int = BLOCK
 ) -> Tensor:
-    """Run on as many rows at a time as keep ``size`` values each within a block, and join what comes back."""
-    rows, step = num_rows(obs), max(1, block // size)
+    """Run on as many rows at a time as keep ``size`` values each within a block, and join what comes back.
+
+    Rows of many steps are fewer at a time: no more than :data:`PIECE` steps are scored at once, or those of one row.
+    """
+    longest = obs.mask.shape[1] if isinstance(obs, Span) else 1
+    rows, step = num_rows(obs), max(1, min(block // size, PIECE // (size * max(1, longest))))
     if rows == 0:
         raise ShapeError(
             "held-out likelihood", "`obs`", expected="at least one row", got="none", likely="an empty split"

@@ -2,7 +2,7 @@
 
 from latentpg.imitation.ascent import Ascent, Climbed
 from latentpg.imitation.bounds import ImportanceBound, VariationalBound
-from latentpg.imitation.cloner import Cloner, mean_log_prob, support_size
+from latentpg.imitation.cloner import Cloner
 from latentpg.imitation.density import GaussianMixture, maximize_mixture, mixture_log_joint
 from latentpg.imitation.divergences import GuideTerms, guide_terms, unit_kl
 from latentpg.imitation.em import ClosedFormMaximizer, EMFit, EMStep, ExpectationMaximization, em_step, fit_em
@@ -21,7 +21,8 @@ from latentpg.imitation.objectives import (
 from latentpg.imitation.options import FitOptions
 from latentpg.imitation.per_datum import AmortisationGap, LocalPolicy, PerDatum, amortisation_gap, fit_per_datum
 from latentpg.imitation.registry import OBJECTIVES, make_objective
-from latentpg.imitation.rows import FitRows, executed_rows, point_rows, span_rows, step_rows
+from latentpg.imitation.rows import FitRows, executed_rows, point_rows, span_rows, step_rows, with_noise
+from latentpg.imitation.watching import mean_log_prob, support_size
 
 __all__ = [
     "OBJECTIVES",
@@ -70,4 +71,5 @@ __all__ = [
     "step_rows",
     "support_size",
     "unit_kl",
+    "with_noise",
 ]

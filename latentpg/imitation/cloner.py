@@ -14,31 +14,22 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from latentpg.errors import OptionError, SiteError
-from latentpg.estimators import Estimator, Exact, PosteriorIS
-from latentpg.evaluation.likelihood import in_blocks
+from latentpg.errors import OptionError
+from latentpg.estimators import PosteriorIS
 from latentpg.imitation.bounds import ImportanceBound, VariationalBound
 from latentpg.imitation.divergences import guide_terms
 from latentpg.imitation.em import ClosedFormMaximizer, ExpectationMaximization, em_step
+from latentpg.imitation.matching import climbed_parameters, match_prior
 from latentpg.imitation.objectives import Losses, Objective, ScoreClimbing
 from latentpg.imitation.options import FitOptions
 from latentpg.imitation.per_datum import PerDatum
-from latentpg.imitation.rows import FitRows, bounded
+from latentpg.imitation.rows import FitRows, bounded, with_noise
+from latentpg.imitation.watching import mean_kl, mean_log_prob, measure_for
 from latentpg.learners.agent import prefixed, under
 from latentpg.learners.batches import Means, minibatches
 from latentpg.learners.descent import Descent, check_finite, named_among
 from latentpg.numerics.rng import seeded, stream_seed
-from latentpg.programs import (
-    LatentPolicy,
-    Observations,
-    draw_prior,
-    model_parameters,
-    score_guide,
-    take_rows,
-)
-
-LARGEST_SUPPORT = 4096
-"""Joint values of discrete latents up to which a policy is measured by enumeration."""
+from latentpg.programs import LatentPolicy, score_guide
 
 
 class Cloner:
@@ -77,10 +68,13 @@ class Cloner:
         self.objective, self.options, self.seed = objective, options, seed
         if per_datum is not None:
             self._check_local(per_datum)
+        if isinstance(objective, ExpectationMaximization):
+            self._check_em(options)
         limit, rate = options.max_grad_norm, options.learning_rate
         guide_rate = rate if options.guide_learning_rate is None else options.guide_learning_rate
         self._rates = (rate, guide_rate, guide_rate)
-        self.model = Descent(named_among(policy, model_parameters(policy)), learning_rate=rate, max_grad_norm=limit)
+        climbed = climbed_parameters(policy, options.match_prior_every)
+        self.model = Descent(named_among(policy, climbed), learning_rate=rate, max_grad_norm=limit)
         self.guide = Descent(
             named_among(policy, policy.guide_parameters()), learning_rate=guide_rate, max_grad_norm=limit
         )
@@ -92,7 +86,7 @@ class Cloner:
             else None
         )
         with seeded(stream_seed(seed, "start")):
-            self.measure = _measure_for(policy, rows.obs, options.valid_particles)
+            self.measure = measure_for(policy, rows.obs, options.valid_particles)
             self.chain: dict[str, Tensor] = self._start_chain()
         self.num_timesteps = self.num_updates = 0
         self.best, self.best_epoch, self.since_best = -math.inf, 0, 0
@@ -114,7 +108,10 @@ class Cloner:
         Returns metrics by name: ``train/`` means over the epoch as it went, ``valid/`` after it, on what is held out or
         else on the rows themselves. Likelihoods and divergences are in nats a row.
         """
+        every = self.options.match_prior_every
         with seeded(stream_seed(self.seed, f"epoch {self.num_updates}")), bounded(self.rows):
+            if every is not None and self.num_updates == 0:
+                match_prior(self.policy, self.rows)
             if isinstance(self.objective, ExpectationMaximization):
                 metrics = self._fit_by_em(self.objective)
             else:
@@ -122,7 +119,11 @@ class Cloner:
         self.num_updates += 1
         self.num_timesteps += self.rows.size
         last = self.num_updates == self.options.num_epochs
-        if self.num_updates % self.options.evaluate_every == 0 or last:
+        measured = last or self.num_updates % self.options.evaluate_every == 0
+        if every is not None and (measured or self.num_updates % every == 0):
+            with bounded(self.rows):
+                match_prior(self.policy, self.rows)
+        if measured:
             metrics |= self._evaluate()
         return {"epoch": float(self.num_updates), **metrics}
 
@@ -230,7 +231,8 @@ class Cloner:
         rows = self.rows.take(part)
         policy = self.policy if self.per_datum is None else self.per_datum.at(self.policy, part)
         state = {name: value[part] for name, value in self.chain.items()} or None
-        losses = self.objective.losses(policy, rows.obs, rows.action, latents=state, progress=progress)
+        obs = with_noise(rows.obs, self.options.observation_noise)
+        losses = self.objective.losses(policy, obs, rows.action, latents=state, progress=progress)
         if losses.latents is not None and self.chain:
             for name, value in losses.latents.items():
                 self.chain[name][part] = value
@@ -253,7 +255,7 @@ class Cloner:
             log_prob = float(mean_log_prob(self.policy, rows, self.measure))
             metrics = {"valid/log_prob": log_prob}
             if self.guide.parameters:
-                metrics["valid/kl"] = _mean_kl(self.policy, rows)
+                metrics["valid/kl"] = mean_kl(self.policy, rows)
         self.since_best += 1
         if log_prob > self.best + self.options.min_gain or not self.best_policy:
             self.best, self.best_epoch, self.since_best = log_prob, self.num_updates, 0
@@ -271,6 +273,18 @@ class Cloner:
         start = PosteriorIS(1, self.objective.proposal).propose(self.policy, self.rows.obs, self.rows.action)
         return {name: value[0].clone() for name, value in start.latents.items()}
 
+    def _check_em(self, options: FitOptions) -> None:
+        """Refuse what would be silently left out: EM's steps are on rows as they are, and phi is part of its M step."""
+        for name in ("observation_noise", "match_prior_every"):
+            if getattr(options, name):
+                raise OptionError(
+                    "Cloner()",
+                    f"`{name}` with expectation and maximisation",
+                    expected=f"{name}={getattr(FitOptions(), name)}",
+                    got=f"{name}={getattr(options, name)}",
+                    likely="a recipe for another objective",
+                )
+
     def _check_local(self, per_datum: PerDatum) -> None:
         bound = isinstance(self.objective, VariationalBound | ImportanceBound)
         if per_datum.num_rows != self.rows.size or not bound:
@@ -281,50 +295,3 @@ class Cloner:
                 got=f"{per_datum.num_rows} densities and {self.objective!r}",
                 fix="PerDatum(policy, rows) with VariationalBound() or ImportanceBound()",
             )
-
-
-def mean_log_prob(policy: LatentPolicy, rows: FitRows, estimator: Estimator) -> Tensor:
-    """Return the mean of an estimator's log pi over rows, in blocks of rows."""
-
-    def run(obs: Observations, action: Tensor) -> Tensor:
-        particles = estimator.propose(policy, obs, action)
-        return estimator.estimate(policy, obs, action, particles).log_prob.double()
-
-    size = support_size(policy, rows.obs) if isinstance(estimator, Exact) else getattr(estimator, "num_particles", 1)
-    with torch.no_grad(), bounded(rows):
-        return in_blocks(run, rows.obs, rows.action, max(1, size)).mean()
-
-
-def support_size(policy: LatentPolicy, obs: Observations) -> int:
-    """Count the joint values of discrete latents; 0 where a latent is not discrete, and 1 where there is none.
-
-    >>> from latentpg.oracles.softmax import TabularLatentPolicy
-    >>> support_size(TabularLatentPolicy.random(num_states=1, num_latents=5, num_actions=2), torch.zeros(1).long())
-    5
-    """
-    with torch.no_grad():
-        drawn = draw_prior(policy, obs, num_particles=1)
-    size = 1
-    for fn in drawn.distributions.values():
-        if not fn.has_enumerate_support:
-            return 0
-        try:
-            size *= len(fn.enumerate_support(expand=False))
-        except NotImplementedError:  # a vector of sites, or an infinite one
-            return 0
-    return size
-
-
-def _measure_for(policy: LatentPolicy, obs: Observations, num_particles: int) -> Estimator:
-    try:
-        size = support_size(policy, take_rows(obs, slice(0, 1)))
-    except SiteError:
-        size = 0
-    return Exact() if 0 < size <= LARGEST_SUPPORT else PosteriorIS(num_particles)
-
-
-def _mean_kl(policy: LatentPolicy, rows: FitRows) -> float:
-    def run(obs: Observations, action: Tensor) -> Tensor:
-        return guide_terms(policy, obs, action, num_particles=1).kl.sum(-1)[0].double()
-
-    return float(in_blocks(run, rows.obs, rows.action, 8).mean())

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentpg.errors import QuadratureError
 from latentpg.estimators import Quadrature
@@ -39,11 +39,12 @@ from latentpg.evaluation import (
     report_likelihood,
 )
 from latentpg.evaluation.likelihood import BLOCK
-from latentpg.imitation.cloner import LARGEST_SUPPORT, support_size
 from latentpg.imitation.divergences import gaussian_parameters
 from latentpg.imitation.per_datum import fit_per_datum
 from latentpg.imitation.rows import FitRows, bounded
+from latentpg.imitation.watching import LARGEST_SUPPORT, support_size
 from latentpg.numerics.statistics import LEVEL
+from latentpg.policies.heads import scale_floors
 from latentpg.programs import LatentPolicy, draw_guide, draw_prior
 from latentpg.programs.capture import is_real
 
@@ -62,18 +63,21 @@ class HeldOut:
     """The likelihood to report, why it was measured so, and the bounds beside it where it is not exact.
 
     ``likelihood`` is exact, or else the annealed bound, or else the curve's largest K. A difference between the two
-    lower bounds says how little the smaller one is to be trusted.
+    lower bounds says how little the smaller one is to be trusted. ``noise`` says what floor the actions' standard
+    deviations have, if they have any: without one, actions that can be foretold exactly have no highest likelihood.
     """
 
     likelihood: Likelihood
     why: str
     curve: IWAECurve | None = None
     annealed: Likelihood | None = None
+    noise: str | None = None
 
     def lines(self) -> list[str]:
         """Say it in words."""
         parts = [part.lines() for part in (self.curve, self.annealed) if part is not None] or [self.likelihood.lines()]
-        return [f"measured by {self.why}", *[line for part in parts for line in part]]
+        told = [] if self.noise is None else [f"  {self.noise}"]
+        return [f"measured by {self.why}", *[line for part in parts for line in part], *told]
 
 
 def held_out(
@@ -93,7 +97,26 @@ def held_out(
     stream.
     """
     with bounded(rows):
-        return _measure(policy, rows, action_scale, num_particles, annealing, tolerance, level)
+        found = _measure(policy, rows, action_scale, num_particles, annealing, tolerance, level)
+    return replace(found, noise=noise_of(policy))
+
+
+def noise_of(policy: LatentPolicy) -> str | None:
+    """Say what floor the standard deviations of a policy's Gaussian actions have; None where there are none.
+
+    >>> from gymnasium import spaces
+    >>> from latentpg.policies import ChunkPolicy
+    >>> noise_of(ChunkPolicy(spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (1,)), min_log_std=-4))
+    'sigma of an action is learnt, and at least exp(-4) = 0.01832 in policy coordinates'
+    """
+    floors = scale_floors(policy) if isinstance(policy, nn.Module) else []
+    if not floors:
+        return None
+    known = [floor for floor in floors if floor is not None]
+    if len(known) < len(floors):
+        return "sigma of an action is learnt, without a floor"
+    least = min(known)
+    return f"sigma of an action is learnt, and at least exp({least:g}) = {math.exp(least):.4g} in policy coordinates"
 
 
 def _measure(

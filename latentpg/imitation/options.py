@@ -23,6 +23,14 @@ class FitOptions:
     The model is measured every ``evaluate_every`` epochs on what is held out (on ``valid_particles`` draws of the guide
     where it cannot be enumerated), and the best is kept. ``patience`` measurements in a row without a gain of
     ``min_gain`` nats a row end the fit; 0 never.
+
+    ``match_prior_every`` takes the prior from the optimiser: before the first epoch, after every so many, and before
+    every measurement, phi is set by the policy's own ``match_prior(obs, action)`` on all rows instead
+    (:meth:`~latentpg.policies.episode.EpisodePolicy.match_prior`); None leaves phi to the gradient.
+
+    ``observation_noise`` is the standard deviation of Gaussian noise, in the units of the observations as they are
+    handed in, that minibatches see on every entry. It is training's alone: measurements and the matching of a prior
+    see observations as they are.
     """
 
     num_epochs: int = 100
@@ -37,6 +45,8 @@ class FitOptions:
     valid_particles: int = 64
     patience: int = 0
     min_gain: float | int = 0.0
+    match_prior_every: int | None = None
+    observation_noise: float | int = 0.0
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -64,6 +74,13 @@ class FitOptions:
             raise OptionError(where, "`schedule`", expected=", ".join(SCHEDULES), got=repr(self.schedule))
         if not 0 <= self.min_gain < math.inf:
             raise OptionError(where, "`min_gain`", expected="a number >= 0", got=repr(self.min_gain))
+        every = self.match_prior_every
+        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+            raise OptionError(
+                where, "`match_prior_every`", expected="a number of epochs, an integer >= 1, or None", got=repr(every)
+            )
+        if not 0 <= self.observation_noise < math.inf:
+            raise OptionError(where, "`observation_noise`", expected="a number >= 0", got=repr(self.observation_noise))
 
     def rate(self, progress: float) -> float:
         """Return what learning rates are multiplied by at a share of the fit, in [0, 1].

@@ -16,12 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentpg.data import DemonstrationRows, Demonstrations
-from latentpg.errors import ShapeError
+from latentpg.errors import OptionError, ShapeError
+from latentpg.evaluation.likelihood import PIECE
 from latentpg.programs import Observations, Span, num_rows, row_blocks, take_rows
 from latentpg.programs.blocks import DEFAULT_BLOCK
-
-PIECE = 2**18
-"""Particles times rows times steps that are scored in one piece."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +74,27 @@ def bounded(rows: FitRows) -> Iterator[None]:
     """Score rows of many steps in smaller blocks inside the scope: :data:`PIECE` bounds steps, not rows, at a time."""
     with row_blocks(max(1, min(DEFAULT_BLOCK, PIECE // rows.longest))):
         yield
+
+
+def with_noise(obs: Observations, scale: float | int) -> Observations:
+    """Add Gaussian noise of one standard deviation to every entry of observations, from the ambient stream.
+
+    >>> torch.equal(with_noise(torch.zeros(2, 3), 0.0), torch.zeros(2, 3))
+    True
+    """
+    if scale == 0:
+        return obs
+    if isinstance(obs, Span):
+        return Span(obs.obs + scale * torch.randn_like(obs.obs), obs.mask)
+    if isinstance(obs, Tensor) and obs.is_floating_point():
+        return obs + scale * torch.randn_like(obs)
+    raise OptionError(
+        "with_noise()",
+        "noise on observations that are no vectors of floating-point numbers",
+        expected="a tensor [B, S] or a Span [B, T, S]",
+        got=str(obs.dtype) if isinstance(obs, Tensor) else type(obs).__name__,
+        fix="observation_noise=0",
+    )
 
 
 def step_rows(demonstrations: Demonstrations) -> FitRows:

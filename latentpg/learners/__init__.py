@@ -8,7 +8,8 @@ from latentpg.learners.grpo import GRPO
 from latentpg.learners.grpo_options import GRPOOptions
 from latentpg.learners.learner import Learner
 from latentpg.learners.online import OnlineActorCritic, OnlineOptions
-from latentpg.learners.ppo import PPO, PPOOptions
+from latentpg.learners.ppo import PPO
+from latentpg.learners.ppo_options import PPOOptions
 from latentpg.learners.reinforce import Reinforce
 from latentpg.learners.reinforce_options import ReinforceOptions
 from latentpg.learners.scoring import Fresh, Rows, Scored, Scorer, Stored, make_scorer

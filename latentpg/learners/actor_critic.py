@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,15 @@ from latentpg.errors import OptionError
 from latentpg.learners.agent import Agent, prefixed, under
 from latentpg.learners.descent import check_finite
 from latentpg.learners.learner import collector_state, tensors_of
+from latentpg.learners.parallel import (
+    first_of,
+    metrics_over,
+    moments_over,
+    standardized_over,
+    stream_of,
+    together,
+    total_over,
+)
 from latentpg.learners.ppo import critic_metrics, episode_metrics
 from latentpg.learners.scoring import Rows
 from latentpg.learners.valued import (
@@ -37,7 +47,6 @@ from latentpg.learners.valued import (
     value_steps,
 )
 from latentpg.numerics._checks import fraction, positive
-from latentpg.numerics.baselines import standardized
 from latentpg.numerics.rng import seeded, stream_seed
 from latentpg.numerics.surrogates import reinforce
 from latentpg.numerics.targets import gae, n_step_target
@@ -111,21 +120,24 @@ class A2C:
         """Reset the environments and set up the critic's optimiser."""
         self.agent, self.critic, self.options, self.seed, self.normalizer = agent, critic, options, seed, normalizer
         self.value = critic_descent(critic, agent, learning_rate=options.value_learning_rate)
-        self.collector = StepCollector(envs, seed=stream_seed(seed, "environments"))
+        first, members = first_of(agent.group, envs.num_envs)
+        self.collector = StepCollector(envs, seed=stream_seed(seed, "environments"), first=first, members=members)
         self.scaler = RewardScaler.of_size(envs.num_envs, discount=options.gamma) if options.normalize_reward else None
         self.factor = torch.ones(envs.num_envs)
         self.num_timesteps = self.num_updates = 0
 
     def update(self, progress: float = 0.0) -> Mapping[str, float]:
         """Act, learn, and return metrics; ``progress`` in [0, 1] is the share of the run that is over."""
-        with seeded(stream_seed(self.seed, f"update {self.num_updates}")):
+        group = self.agent.group
+        with seeded(stream_seed(self.seed, stream_of(group, f"update {self.num_updates}"))):
             rollout = self.collector.collect(self.agent.policy, num_steps=self.options.num_steps)
             metrics = self._learn(rollout, progress)
         if self.normalizer is not None:
-            self.normalizer.update(rollout.transitions.obs, mask=rollout.mask)
-        self.num_timesteps += rollout.num_transitions
+            seen = partial(moments_over, group)
+            self.normalizer.update(rollout.transitions.obs, mask=rollout.mask, joined=seen)
+        self.num_timesteps += int(total_over(group, rollout.num_transitions))
         self.num_updates += 1
-        return {**episode_metrics(rollout), **metrics}
+        return metrics_over(group, {**episode_metrics(rollout), **metrics}, rollout.num_transitions)
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that the next update hangs on, as tensors by name; see :class:`Learner`."""
@@ -146,7 +158,10 @@ class A2C:
         self.critic.load_state_dict(under("critic", state))
         self.value.restore(under("value", state))
         self.scaler = scaler_from(self.scaler, under("scaler", state))
-        self.collector = resume_collector(self.collector.envs, collector_state(under("collector", state)))
+        envs = self.collector.envs
+        first, members = first_of(self.agent.group, envs.num_envs)
+        stood = collector_state(under("collector", state))
+        self.collector = resume_collector(envs, stood, first=first, members=members)
         self.factor = state["factor"].clone()
         self.num_timesteps, self.num_updates = int(state["num_timesteps"]), int(state["num_updates"])
 
@@ -155,7 +170,7 @@ class A2C:
         agent.anneal(progress)
         share = 1.0 - progress if agent.options.anneal else 1.0
         self.value.set_rate(options.value_learning_rate * share)
-        valued = value_steps(rollout, self.critic, self.scaler)
+        valued = value_steps(rollout, self.critic, self.scaler, group=agent.group)
         advantage = rollout.flat(_advantage(valued, options))
         check_finite("an advantage", advantage)
         target = advantage + rollout.flat(valued.value)
@@ -170,20 +185,21 @@ class A2C:
         scorer = agent.propose(rows, steps.log_joint)
         scored = scorer.score(agent.policy, index)
         credit = advantage[index]
-        if options.normalize_advantage and len(index) > 1:
-            credit = standardized(credit)
+        if options.normalize_advantage and (len(index) > 1 or agent.group.size > 1):
+            credit = standardized_over(agent.group, credit)
         surrogate = reinforce(scored.log_prob, rollout.flat(factors)[index] * credit).mean()
         loss, told = -surrogate, {"train/policy_gradient_loss": -float(surrogate.detach())}
         if agent.options.entropy_coefficient:
             entropy = agent.entropy(scored).mean()
             loss = loss - agent.options.entropy_coefficient * entropy
             told["train/entropy"] = float(entropy.detach())
-        told["train/grad_norm"] = agent.model.step(loss)
+        told["train/grad_norm"] = agent.model.step(loss, rows=len(index))
         fit = value_loss(self.critic(steps.obs[index]), target[index]).mean()
-        told["train/value_grad_norm"] = self.value.step(fit)
+        told["train/value_grad_norm"] = self.value.step(fit, rows=len(index))
         told["train/value_loss"] = 2 * float(fit.detach())
         told |= agent.teach_guide(scorer, rows, index)
-        return told | critic_metrics(rollout.flat(valued.value)[index], target[index])
+        every = [together(agent.group, values[index]).rows for values in (rollout.flat(valued.value), target)]
+        return told | critic_metrics(*every)
 
 
 def _advantage(valued: Valued, options: A2COptions) -> Float[Tensor, "T N"]:

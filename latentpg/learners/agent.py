@@ -21,6 +21,7 @@ from latentpg.estimators.entropy import entropy_surrogate
 from latentpg.estimators.guides import ConditionalWake, GuideObjective
 from latentpg.learners.batches import Means, minibatches
 from latentpg.learners.descent import Descent, named_among
+from latentpg.learners.parallel import ALONE, Group, together
 from latentpg.learners.scoring import Fresh, ParticleUse, Rows, Scored, Scorer, make_scorer
 from latentpg.numerics.baselines import leave_one_out_baseline
 from latentpg.programs import LatentPolicy, model_parameters
@@ -104,17 +105,17 @@ class Agent:
         estimator: Estimator,
         objective: GuideObjective | None = None,
         options: AgentOptions = AgentOptions(),
+        group: Group = ALONE,
     ) -> None:
-        """Set up an optimiser for theta and phi, and one for psi."""
+        """Set up an optimiser for theta and phi, and one for psi; ``group`` are the workers that learn together."""
         if not isinstance(policy, nn.Module):
             raise OptionError("Agent()", "`policy`", expected="an nn.Module", got=type(policy).__name__)
         self.policy, self.estimator, self.objective, self.options = policy, estimator, objective, options
-        limits = {"max_grad_norm": options.max_grad_norm}
-        self.model = Descent(
-            named_among(policy, model_parameters(policy)), learning_rate=options.learning_rate, **limits
-        )
-        taught = [] if objective is None else policy.guide_parameters()
-        self.guide = Descent(named_among(policy, taught), learning_rate=options.guide_learning_rate, **limits)
+        self.group, limit = group, options.max_grad_norm
+        model = named_among(policy, model_parameters(policy))
+        taught = named_among(policy, [] if objective is None else policy.guide_parameters())
+        self.model = Descent(model, learning_rate=options.learning_rate, max_grad_norm=limit, group=group)
+        self.guide = Descent(taught, learning_rate=options.guide_learning_rate, max_grad_norm=limit, group=group)
 
     def anneal(self, progress: float) -> None:
         """Set learning rates for a share of the run that is over, in [0, 1]."""
@@ -159,7 +160,8 @@ class Agent:
         with torch.no_grad():
             particles = value.propose(self.policy, rows.obs, rows.action)
             independent = value.estimate(self.policy, rows.obs, rows.action, particles).log_prob
-        baseline = -leave_one_out_baseline(independent) if len(independent) > 1 else 0.0
+        every = together(self.group, independent)
+        baseline = -every.mine(leave_one_out_baseline(every.rows)) if len(every.rows) > 1 else 0.0
         weight = scored.log_ratio.detach().exp()
         return weight * entropy_surrogate(scored.log_prob, independent, baseline=baseline)
 
@@ -173,9 +175,10 @@ class Agent:
             return {}
         means = Means()
         for _ in range(self.options.guide_epochs):
-            for part in minibatches(index, self.options.batch_size):
+            for part in minibatches(index, self.options.batch_size, group=self.group):
                 loss = self._guide_loss(self.objective, scorer, rows.take(part), part)
-                means.add({"train/guide_grad_norm": self.guide.step(loss), "train/guide_loss": float(loss.detach())})
+                norm = self.guide.step(loss, rows=len(part))
+                means.add({"train/guide_grad_norm": norm, "train/guide_loss": float(loss.detach())})
         return means.values()
 
     def _guide_loss(self, objective: GuideObjective, scorer: Scorer, rows: Rows, part: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from latentpg.errors import OptionError
 from latentpg.learners.faults import LearningFault
+from latentpg.learners.parallel import ALONE, Group, mean_of
 
 ADAM = ("step", "exp_avg", "exp_avg_sq")
 """What Adam remembers of a parameter: how many steps, and running means of its gradient and of the square of that."""
@@ -28,7 +29,8 @@ class Descent:
     """Adam on a set of parameters, with the gradient's norm clipped.
 
     Adam: Kingma and Ba, "Adam: A Method for Stochastic Optimization", 2015. ``max_grad_norm`` of infinity clips
-    nothing. An empty set of parameters has nothing to descend, and every step of it is zero.
+    nothing. An empty set of parameters has nothing to descend, and every step of it is zero. In a ``group`` all workers
+    step together, along the mean of their gradients.
 
     >>> weight = nn.Parameter(torch.tensor([3.0]))
     >>> descent = Descent({"weight": weight}, learning_rate=0.5)
@@ -43,6 +45,7 @@ class Descent:
         learning_rate: float | int,
         max_grad_norm: float | int = float("inf"),
         epsilon: float | int = 1e-5,
+        group: Group = ALONE,
     ) -> None:
         """Take parameters by name; names serve the messages. Those that need no gradient stay as they are."""
         moved = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
@@ -50,6 +53,7 @@ class Descent:
         self.parameters: list[Tensor] = list(moved.values())
         self.learning_rate, self.epsilon = float(learning_rate), float(epsilon)
         self.max_grad_norm = float(max_grad_norm)
+        self.group = group
         self._begin()
 
     def _begin(self) -> None:
@@ -67,16 +71,19 @@ class Descent:
             )
         self.learning_rate = float(learning_rate)
 
-    def step(self, loss: Float[Tensor, ""], *, retain_graph: bool = False) -> float:
+    def step(self, loss: Float[Tensor, ""], *, rows: float | int = 1, retain_graph: bool = False) -> float:
         """Go one step down and return the gradient's norm before clipping.
 
         A loss or gradient that is not finite is a :class:`LearningFault` that names the first such tensor; parameters
-        and the optimiser are then as they were.
+        and the optimiser are then as they were. The loss is a mean over so many ``rows``, which is what a worker's
+        counts for in its group.
         """
         if not self.parameters:
             return 0.0
-        _check_loss(loss)
-        return self.move(self.gradients(loss, retain_graph=retain_graph))
+        gradients = self.gradients(loss, retain_graph=retain_graph)
+        whole, *gradients = mean_of(self.group, [loss, *gradients], rows)
+        _check_loss(whole)
+        return self.move(gradients)
 
     def gradients(self, loss: Float[Tensor, ""], *, retain_graph: bool = False) -> tuple[Tensor, ...]:
         """Return the loss's gradient, a tensor for each parameter."""
@@ -87,7 +94,10 @@ class Descent:
         )
 
     def move(self, gradients: Sequence[Tensor]) -> float:
-        """Go one step along gradients that were made elsewhere, refused and clipped as in :meth:`step`."""
+        """Go one step along gradients that were made elsewhere, refused and clipped as in :meth:`step`.
+
+        In a group every worker must have the same.
+        """
         if not self.parameters:
             return 0.0
         length = self.check(gradients)
@@ -154,10 +164,10 @@ Descending: TypeAlias = tuple[Descent, Float[Tensor, ""]]
 """A set of parameters, and the loss that it goes down."""
 
 
-def step_together(first: Descending, second: Descending) -> tuple[float, float]:
+def step_together(first: Descending, second: Descending, *, rows: float | int = 1) -> tuple[float, float]:
     """Go one step down two losses by one backward pass, and return both norms; either both are moved or none.
 
-    Neither loss may hang on the other's parameters: each would be moved by both.
+    Neither loss may hang on the other's parameters: each would be moved by both. Both are means over ``rows``.
 
     >>> weights = [nn.Parameter(torch.tensor(3.0)) for _ in range(2)]
     >>> policy, critic = (Descent({"weight": weight}, learning_rate=0.5) for weight in weights)
@@ -166,15 +176,16 @@ def step_together(first: Descending, second: Descending) -> tuple[float, float]:
     """
     (one, loss), (other, another) = first, second
     if not one.parameters or not other.parameters:
-        return one.step(loss), other.step(another)
-    _check_loss(loss)
-    _check_loss(another)
-    gradients = torch.autograd.grad(
+        return one.step(loss, rows=rows), other.step(another, rows=rows)
+    own = torch.autograd.grad(
         loss + another, [*one.parameters, *other.parameters], allow_unused=True, materialize_grads=True
     )
+    loss, another, *gradients = mean_of(one.group, [loss, another, *own], rows)
+    _check_loss(loss)
+    _check_loss(another)
     size = len(one.parameters)
     mine, others = gradients[:size], gradients[size:]
-    norms = torch.stack(torch._foreach_norm(list(gradients))).tolist()
+    norms = torch.stack(torch._foreach_norm(gradients)).tolist()
     lengths = math.hypot(*norms[:size]), math.hypot(*norms[size:])
     one.check_length(lengths[0], mine)
     other.check_length(lengths[1], others)

@@ -1,9 +1,9 @@
 r"""Whole episodes as an update sees them: their rows, what is credited to each, and how much each counts.
 
-A latent drawn at every step makes every step a row, and a latent held for the episode makes the episode one row, whose
-log pi is that of all its actions together. In both cases the rows of an episode are a *sum* over its steps, so that one
-weight an episode (:mod:`latentpg.numerics.aggregation`) serves both. Credits are computed in float64 and handed on in
-the rows' own type.
+A latent drawn at every step makes every step a row, and a latent held for a chunk or the episode makes that one row,
+whose log pi is that of all its actions together. In all cases the rows of an episode are a *sum* over its steps, so
+that one weight an episode (:mod:`latentpg.numerics.aggregation`) serves all. Credits are computed in float64 and
+handed on in the rows' own type.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentpg.errors import OptionError, did_you_mean
+from latentpg.learners.batches import num_parts
+from latentpg.learners.parallel import ALONE, Group, together, total_over
 from latentpg.learners.scoring import Rows
 from latentpg.numerics.aggregation import constant_weights, sequence_weights, token_weights
 from latentpg.numerics.returns import discount_factors, discounted_return, discounted_reward_to_go, reward_to_go
@@ -29,7 +31,7 @@ Aggregation = Literal["token", "sequence", "constant"]
 
 @dataclass(frozen=True, eq=False)
 class EpisodeRows:
-    """B rows of E episodes: steps, or episodes where the latent was held; ``log_joint`` is as the policy acted.
+    """B rows of E episodes: the spans of a latent; ``log_joint`` is as the policy acted.
 
     ``episode [B]`` is each row's episode and ``length [E]`` the number of steps of each.
     """
@@ -41,11 +43,11 @@ class EpisodeRows:
 
 
 def episode_rows(episodes: Episodes) -> EpisodeRows:
-    """Take the rows of episodes: their spans if the latent was held, and else their steps."""
-    if episodes.held:
+    """Take the rows of episodes: their spans if a latent was held for some steps, and else their steps."""
+    if episodes.held or episodes.decisions is not None:
         spans = episodes.spans()
         rows = Rows(spans.obs, spans.action, spans.latents)
-        return EpisodeRows(rows, spans.log_joint, torch.arange(episodes.num_episodes), episodes.lengths)
+        return EpisodeRows(rows, spans.log_joint, episodes.episode[episodes.begins], episodes.lengths)
     steps = episodes.transitions
     return EpisodeRows(
         Rows(steps.obs, steps.action, steps.latents), steps.log_joint, episodes.episode, episodes.lengths
@@ -56,7 +58,8 @@ def episode_rows(episodes: Episodes) -> EpisodeRows:
 class EpisodeBatch:
     """What an update learns from: B rows of E episodes, the advantage of each row, what a step of each episode weighs.
 
-    ``length`` is the number of steps of each episode.
+    ``length`` is the number of steps of each episode. ``shared`` is the number of rows of all workers where there are
+    several, and weights are those within the episodes of all.
     """
 
     rows: Rows
@@ -64,16 +67,28 @@ class EpisodeBatch:
     advantage: Float[Tensor, " B"]
     length: Int[Tensor, " E"]
     weight: Float[Tensor, " E"]
+    shared: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Rows of all workers."""
+        return self.rows.size if self.shared is None else self.shared
 
 
 def episode_batch(
-    episodes: Episodes, advantage: Float[Tensor, " B"], *, aggregation: Aggregation, horizon: float | int
+    episodes: Episodes,
+    advantage: Float[Tensor, " B"],
+    *,
+    aggregation: Aggregation,
+    horizon: float | int,
+    group: Group = ALONE,
 ) -> EpisodeBatch:
     """Put rows, advantages and weights of the episodes together."""
     found = episode_rows(episodes)
-    dtype = found.log_joint.dtype
-    weight = episode_weights(found.length, aggregation=aggregation, horizon=horizon, dtype=dtype)
-    return EpisodeBatch(found.rows, found.episode, advantage.to(dtype), found.length, weight)
+    dtype, every = found.log_joint.dtype, together(group, found.length)
+    weight = episode_weights(every.rows, aggregation=aggregation, horizon=horizon, dtype=dtype)
+    size = int(total_over(group, found.rows.size))
+    return EpisodeBatch(found.rows, found.episode, advantage.to(dtype), found.length, every.mine(weight), size)
 
 
 def total_credit(episodes: Episodes, reward: Float[Tensor, " M"], *, gamma: float | int) -> Float[Tensor, " E"]:
@@ -118,18 +133,24 @@ def sums(values: Float[Tensor, " B"], group: Int[Tensor, " B"], number: int) -> 
 
 
 def whole_episodes(
-    episode: Int[Tensor, " B"], length: Int[Tensor, " E"], batch_size: int
+    episode: Int[Tensor, " B"], length: Int[Tensor, " E"], batch_size: int, *, group: Group = ALONE
 ) -> Iterator[Int[Tensor, " M"]]:
     """Shuffle episodes by the ambient stream and yield the rows of as many as make ``batch_size`` steps, or just more.
+
+    In a ``group`` each worker has its share of every minibatch: its own episodes, in as many parts as the others'.
 
     >>> parts = whole_episodes(torch.tensor([0, 0, 1, 2, 2]), torch.tensor([2, 1, 2]), 100)
     >>> [sorted(part.tolist()) for part in parts]
     [[0, 1, 2, 3, 4]]
     """
-    order = torch.randperm(len(length))
+    order = torch.randperm(len(length), device=length.device)
     steps = length[order].cumsum(0)
     part_of = torch.empty_like(order)
     part_of[order] = (steps - length[order]) // batch_size  # by the step at which the episode begins
+    if group.size > 1:
+        parts = num_parts(int(length.sum()), batch_size, group=group, at_most=len(length))
+        for number, chosen in enumerate(order.tensor_split(parts)):
+            part_of[chosen] = number
     for part in part_of.unique():
         yield (part_of[episode] == part).nonzero().squeeze(1)
 

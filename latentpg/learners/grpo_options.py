@@ -43,7 +43,8 @@ class GRPOOptions:
     steps of the group's episodes: with :math:`\gamma<1` it tells the steps before a fall from all others, where an
     episode's return blames every step alike. It is no multiple of the gradient (the factor :math:`\gamma^t` is missing,
     and groups of equal returns are made 0), and the one that learns fastest where rewards come all along. Both need a
-    latent a step: inside one row, later rewards hang on its latent.
+    latent a step or a chunk, whose rows have the credit of their first step: a latent held for an episode leaves one
+    row, and one credit.
 
     **Surrogate.** ``ratio="sequence"`` is GSPO's, one ratio an episode, the geometric mean of its steps'. Its episode
     weighs as much as all its steps together, so that ``aggregation`` means the same for both ratios: a step weighs
@@ -72,7 +73,7 @@ class GRPOOptions:
     aggregation: Aggregation = "token"
     horizon: float | int = 1
     credit: Literal["episode", "reward-to-go", "pooled-to-go"] = "episode"
-    latent: Literal["step", "episode"] = "step"
+    latent: Literal["step", "chunk", "episode"] = "step"
     noise: Literal["shared", "independent"] = "shared"
     gamma: float | int = 1.0
     kl_coefficient: float | int = 0.0
@@ -115,7 +116,7 @@ class GRPOOptions:
                 "surrogate": (self.surrogate, ("ppo-clip", "cispo")),
                 "aggregation": (self.aggregation, ("token", "sequence", "constant")),
                 "credit": (self.credit, ("episode", "reward-to-go", "pooled-to-go")),
-                "latent": (self.latent, ("step", "episode")),
+                "latent": (self.latent, ("step", "chunk", "episode")),
                 "noise": (self.noise, ("shared", "independent")),
                 "kl_estimator": (self.kl_estimator, tuple(KL_ESTIMATORS)),
                 "kl_placement": (self.kl_placement, ("loss", "ratio", "reward")),
@@ -131,7 +132,7 @@ class GRPOOptions:
             raise OptionError(
                 where,
                 f'`credit="{self.credit}"` gives steps of one row different credits',
-                expected='latent="step" and ratio="token"',
+                expected='latent="step" or "chunk", and ratio="token"',
                 got=f'latent="{self.latent}", ratio="{self.ratio}"',
                 fix='credit="episode"',
             )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from latentpg.learners.agent import Agent, prefixed, under
 from latentpg.learners.batches import Means
 from latentpg.learners.descent import Descent, check_finite
 from latentpg.learners.learner import collector_state, tensors_of
+from latentpg.learners.parallel import first_of, mean_of, metrics_over, moments_over, stream_of, total_over
 from latentpg.learners.ppo import episode_metrics
 from latentpg.learners.scoring import Rows
 from latentpg.learners.valued import critic_descent, step_factors, value_steps
@@ -92,7 +94,8 @@ class OnlineActorCritic:
         """Reset the environments, and begin with empty traces."""
         self.agent, self.critic, self.options, self.seed, self.normalizer = agent, critic, options, seed, normalizer
         self.value = critic_descent(critic, agent, learning_rate=options.value_learning_rate)
-        self.collector = StepCollector(envs, seed=stream_seed(seed, "environments"))
+        first, members = first_of(agent.group, envs.num_envs)
+        self.collector = StepCollector(envs, seed=stream_seed(seed, "environments"), first=first, members=members)
         size = envs.num_envs
         self.actor_trace = _no_trace(agent.model.parameters, size, options.actor_trace_decay)
         self.critic_trace = _no_trace(self.value.parameters, size, options.critic_trace_decay)
@@ -104,18 +107,19 @@ class OnlineActorCritic:
         self.agent.anneal(progress)
         share = 1.0 - progress if self.agent.options.anneal else 1.0
         self.value.set_rate(self.options.value_learning_rate * share)
-        means, episodes, seen = Means(), [], []
-        with seeded(stream_seed(self.seed, f"update {self.num_updates}")):
+        means, episodes, seen, group = Means(), [], [], self.agent.group
+        with seeded(stream_seed(self.seed, stream_of(group, f"update {self.num_updates}"))):
             for _ in range(self.options.num_steps):
                 rollout = self.collector.collect(self.agent.policy, num_steps=1)
                 means.add(self._learn(rollout))
                 episodes.append(rollout)
                 seen.append(rollout.transitions.obs[rollout.mask])
-        self.num_timesteps += sum(rollout.num_transitions for rollout in episodes)
+        taken = sum(rollout.num_transitions for rollout in episodes)
+        self.num_timesteps += int(total_over(group, taken))
         self.num_updates += 1
         if self.normalizer is not None:
-            self.normalizer.update(torch.cat(seen))
-        return {**_joined_episode_metrics(episodes), **means.values()}
+            self.normalizer.update(torch.cat(seen), joined=partial(moments_over, group))
+        return metrics_over(group, {**_joined_episode_metrics(episodes), **means.values()}, taken)
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that the next update hangs on, as tensors by name; see :class:`Learner`."""
@@ -136,7 +140,10 @@ class OnlineActorCritic:
         self.agent.restore(under("agent", state))
         self.critic.load_state_dict(under("critic", state))
         self.value.restore(under("value", state))
-        self.collector = resume_collector(self.collector.envs, collector_state(under("collector", state)))
+        envs = self.collector.envs
+        first, members = first_of(self.agent.group, envs.num_envs)
+        stood = collector_state(under("collector", state))
+        self.collector = resume_collector(envs, stood, first=first, members=members)
         actor, critic = under("actor_trace", state), under("critic_trace", state)
         self.actor_trace = [actor[name].clone() for name in self.agent.model.names if self.actor_trace]
         self.critic_trace = [critic[name].clone() for name in self.value.names if self.critic_trace]
@@ -195,7 +202,7 @@ def _ascend(
     """Go one step up the errors times the traces of the rows' gradients; return its length and the traces after it."""
     if not trace:  # what enters it is then all there is of it
         loss = -(error * entering * rows).mean()
-        return descent.step(loss if bonus is None else loss - bonus), []
+        return descent.step(loss if bonus is None else loss - bonus, rows=len(index)), []
     moved = [part.clone() for part in trace]
     total = [torch.zeros_like(part[0]) for part in trace]
     for place, member in enumerate(index.tolist()):
@@ -204,7 +211,7 @@ def _ascend(
             sum_ -= error[place] * part[member] / len(index)
     if bonus is not None:
         total = [sum_ + more for sum_, more in zip(total, descent.gradients(-bonus), strict=True)]
-    return descent.move(total), moved
+    return descent.move(mean_of(descent.group, total, len(index))), moved
 
 
 def _no_trace(parameters: Sequence[Tensor], members: int, decay: float | int) -> list[Tensor]:

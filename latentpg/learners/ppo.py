@@ -3,6 +3,10 @@ r"""PPO on the marginal of a latent policy: clipped ratios of estimated log pi, 
 One update: act for T steps in N environments, value every step, propose particles, then several epochs of minibatches
 over both networks, and the guide last. The ratio of a row is that of two estimates on the same particles.
 
+A latent that spans several steps makes the span one row (``latent="chunk"`` or ``"episode"``): whole episodes are
+played, ``num_episodes`` of them, from fresh resets, and every decision has an advantage of its own
+(:mod:`latentpg.learners.spans`). None is cut by the rollout's end, so that no row is without its end.
+
 Sources: J. Schulman et al., "Proximal policy optimization algorithms", 2017; the same, "High-dimensional continuous
 control using generalized advantage estimation", 2016; L. Engstrom et al., "Implementation matters in deep policy
 gradients", 2020, for what is done besides.
@@ -12,75 +16,54 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from gymnasium.vector import VectorEnv
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from latentpg.errors import OptionError
 from latentpg.learners.agent import Agent, prefixed, under
 from latentpg.learners.batches import Means, minibatches
 from latentpg.learners.descent import check_finite, step_together
+from latentpg.learners.episodic import episode_metrics as of_whole_episodes
 from latentpg.learners.learner import collector_state, tensors_of
+from latentpg.learners.parallel import (
+    Group,
+    first_of,
+    metrics_over,
+    moments_over,
+    standardized_over,
+    stream_of,
+    together,
+    total_over,
+)
+from latentpg.learners.ppo_options import PPOOptions
+from latentpg.learners.reference import frozen, module_of, reference_log_prob
 from latentpg.learners.scoring import Rows, Scorer
+from latentpg.learners.spans import span_credit
 from latentpg.learners.valued import critic_descent, scaler_from, scaler_tensors, shares_parameters, value_steps
-from latentpg.numerics.baselines import standardized
 from latentpg.numerics.divergences import k3
 from latentpg.numerics.rng import seeded, stream_seed
 from latentpg.numerics.surrogates import ppo_clip
 from latentpg.numerics.targets import gae
-from latentpg.programs import Observations
+from latentpg.programs import Observations, Span
 from latentpg.rollout import (
     ObservationNormalizer,
     RewardScaler,
     Rollout,
     StepCollector,
+    collect_episodes,
     resume_collector,
 )
+from latentpg.rollout.environments import require_our_resets
 from latentpg.values import clipped_value_loss, explained_variance, value_loss
 
-
-@dataclass(frozen=True)
-class PPOOptions:
-    """PPO's own numbers, by the names the field has for them.
-
-    ``num_steps`` T a member and update; ``clip_range`` is epsilon, ``clip_range_high`` another one upwards, and
-    ``anneal_clip`` lets both fall linearly to zero over the run. ``clip_range_vf`` clips the value's move too, if it is
-    given. ``target_kl`` ends an update's epochs once the mean k3 of the ratio exceeds 1.5 times it, None never.
-    """
-
-    num_steps: int = 2048
-    num_epochs: int = 10
-    gamma: float | int = 0.99
-    gae_lambda: float | int = 0.95
-    clip_range: float | int = 0.2
-    clip_range_high: float | int | None = None
-    anneal_clip: bool = False
-    clip_range_vf: float | int | None = None
-    normalize_advantage: bool = True
-    target_kl: float | int | None = None
-    value_learning_rate: float | int = 3e-4
-    normalize_reward: bool = False
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        for name in ("num_steps", "num_epochs"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise OptionError("PPOOptions()", f"`{name}`", expected="an integer >= 1", got=repr(value))
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise OptionError(
-                    "PPOOptions()", f"`{name}`", expected="a number in [0, 1]", got=repr(getattr(self, name))
-                )
-        for name in ("clip_range", "clip_range_high", "clip_range_vf", "target_kl", "value_learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise OptionError("PPOOptions()", f"`{name}`", expected="a number > 0", got=repr(value))
+_DEFAULTS = PPOOptions()
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +71,22 @@ class _Data:
     """What an update learns from: rows, their credit, what the critic said of them, and which of them count."""
 
     rows: Rows
+    log_joint: Float[Tensor, " M"]
     advantage: Float[Tensor, " M"]
     target: Float[Tensor, " M"]
     value: Float[Tensor, " M"]
     index: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Acted:
+    """What an update acted out: data, what was seen and where it counts, steps, and metrics."""
+
+    data: _Data
+    obs: Float[Tensor, "M S"]
+    mask: Bool[Tensor, " M"] | None
+    steps: int
+    metrics: Mapping[str, float]
 
 
 class PPO:
@@ -120,27 +115,42 @@ class PPO:
         agent: Agent,
         critic: nn.Module,
         *,
-        options: PPOOptions = PPOOptions(),
+        options: PPOOptions = _DEFAULTS,
         seed: int,
         normalizer: ObservationNormalizer | None = None,
+        execute: int | None = None,
     ) -> None:
-        """Reset the environments and set up the critic's optimiser."""
+        """Set up where experience comes from, the critic's optimiser, and the reference if there is one.
+
+        ``execute`` is how many actions of a chunk are carried out, all unless told.
+        """
+        self.envs, self.execute = envs, execute
         self.agent, self.critic, self.options, self.seed, self.normalizer = agent, critic, options, seed, normalizer
         self.value = critic_descent(critic, agent, learning_rate=options.value_learning_rate)
-        self.collector = StepCollector(envs, seed=stream_seed(seed, "environments"))
-        self.scaler = RewardScaler.of_size(envs.num_envs, discount=options.gamma) if options.normalize_reward else None
+        self.collector: StepCollector | None = None
+        if options.num_episodes is None:
+            first, members = first_of(agent.group, envs.num_envs)
+            self.collector = StepCollector(envs, seed=stream_seed(seed, "environments"), first=first, members=members)
+        else:
+            require_our_resets("PPO()", envs)
+            _check_alone(agent.group)
+        columns = options.num_episodes or envs.num_envs
+        self.scaler = RewardScaler.of_size(columns, discount=options.gamma) if options.normalize_reward else None
+        self.reference = frozen(agent.policy) if options.kl_coefficient else None
         self.num_timesteps = self.num_updates = 0
 
     def update(self, progress: float = 0.0) -> Mapping[str, float]:
         """Act, learn, and return metrics; ``progress`` in [0, 1] is the share of the run that is over."""
-        with seeded(stream_seed(self.seed, f"update {self.num_updates}")):
-            rollout = self.collector.collect(self.agent.policy, num_steps=self.options.num_steps)
-            metrics = self._learn(rollout, progress)
+        group = self.agent.group
+        with seeded(stream_seed(self.seed, stream_of(group, f"update {self.num_updates}"))):
+            acted = self._act()
+            metrics = self._learn(acted.data, progress)
         if self.normalizer is not None:
-            self.normalizer.update(rollout.transitions.obs, mask=rollout.mask)
-        self.num_timesteps += rollout.num_transitions
+            seen = partial(moments_over, group)
+            self.normalizer.update(acted.obs, mask=acted.mask, joined=seen)
+        self.num_timesteps += int(total_over(group, acted.steps))
         self.num_updates += 1
-        return {**episode_metrics(rollout), **metrics}
+        return metrics_over(group, {**acted.metrics, **metrics}, acted.steps)
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that the next update hangs on, as tensors by name; see :class:`Learner`."""
@@ -149,7 +159,8 @@ class PPO:
             **prefixed("critic", self.critic.state_dict()),
             **prefixed("value", self.value.state()),
             **prefixed("scaler", scaler_tensors(self.scaler)),
-            **prefixed("collector", tensors_of(self.collector.state())),
+            **({} if self.collector is None else prefixed("collector", tensors_of(self.collector.state()))),
+            **({} if self.reference is None else prefixed("reference", module_of(self.reference).state_dict())),
             "num_timesteps": torch.tensor(self.num_timesteps),
             "num_updates": torch.tensor(self.num_updates),
         }
@@ -160,25 +171,54 @@ class PPO:
         self.critic.load_state_dict(under("critic", state))
         self.value.restore(under("value", state))
         self.scaler = scaler_from(self.scaler, under("scaler", state))
-        self.collector = resume_collector(self.collector.envs, collector_state(under("collector", state)))
+        if self.reference is not None:
+            module_of(self.reference).load_state_dict(under("reference", state))
+        if self.collector is not None:
+            first, members = first_of(self.agent.group, self.envs.num_envs)
+            stood = collector_state(under("collector", state))
+            self.collector = resume_collector(self.envs, stood, first=first, members=members)
         self.num_timesteps, self.num_updates = int(state["num_timesteps"]), int(state["num_updates"])
 
-    def _learn(self, rollout: Rollout, progress: float) -> dict[str, float]:
+    def _act(self) -> _Acted:
+        """Act, and give credit: for so many steps, or for whole episodes."""
+        options, policy = self.options, self.agent.policy
+        if self.collector is not None:
+            rollout = self.collector.collect(policy, num_steps=options.num_steps)
+            steps, seen = rollout.num_transitions, rollout.transitions.obs
+            return _Acted(self._evaluate(rollout), seen, rollout.mask, steps, episode_metrics(rollout))
+        assert options.num_episodes is not None
+        episodes = collect_episodes(
+            self.envs,
+            policy,
+            num_episodes=options.num_episodes,
+            seed=stream_seed(self.seed, f"environments {self.num_updates}"),
+            latent=options.latent,
+            execute=self.execute,
+        )
+        found = span_credit(
+            episodes, self.critic, self.scaler, discount=options.gamma, trace_decay=options.gae_lambda
+        )
+        self.scaler = found.scaler
+        check_finite("an advantage", found.advantage)
+        rows, every = found.rows, torch.arange(found.rows.rows.size, device=found.value.device)
+        data = _Data(rows.rows, rows.log_joint, found.advantage, found.advantage + found.value, found.value, every)
+        steps = episodes.transitions.num_rows + episodes.num_idle_steps
+        return _Acted(data, episodes.transitions.obs, None, steps, of_whole_episodes(episodes))
+
+    def _learn(self, data: _Data, progress: float) -> dict[str, float]:
         agent, options = self.agent, self.agent.options
         self._anneal(progress)
-        data = self._evaluate(rollout)
         behaviour = copy.deepcopy(agent.policy) if self._measures_gap() else None
-        scorer = agent.propose(data.rows, rollout.transitions.log_joint)
+        scorer = agent.propose(data.rows, data.log_joint)
         means, stopped, epochs = Means(), False, 0
         while epochs < self.options.num_epochs and not stopped:
             epochs += 1
             divergences = []
-            for part in minibatches(data.index, options.batch_size):
+            for part in minibatches(data.index, options.batch_size, group=agent.group):
                 told = self._step(scorer, data, part, progress)
-                divergences.append(told["train/approx_kl"])
+                divergences.append((told["train/approx_kl"], float(len(part))))
                 means.add(told)
-            limit = self.options.target_kl
-            stopped = limit is not None and sum(divergences) / len(divergences) > 1.5 * limit
+            stopped = has_gone_far(agent.group, divergences, self.options.target_kl)
         metrics = {**means.values(), "train/epochs": float(epochs), "train/stopped_early": float(stopped)}
         if behaviour is not None:
             low, high = self._clip(progress)
@@ -187,16 +227,18 @@ class PPO:
                 return ppo_clip(ratio, data.advantage[index], epsilon=low, epsilon_high=high)
 
             metrics |= agent.gap(data.rows, behaviour, scorer, data.index, surrogate)
-        metrics |= agent.teach_guide(scorer, data.rows, data.index)
-        return metrics | critic_metrics(data.value[data.index], data.target[data.index])
+        if not self._warms_up():
+            metrics |= agent.teach_guide(scorer, data.rows, data.index)
+        every = [together(agent.group, values[data.index]).rows for values in (data.value, data.target)]
+        return metrics | critic_metrics(*every)
 
     def _step(self, scorer: Scorer, data: _Data, part: Tensor, progress: float) -> dict[str, float]:
         """Move theta and phi, then the critic, by one minibatch."""
         agent, options = self.agent, self.options
         scored = scorer.score(agent.policy, part)
         log_ratio, advantage = scored.log_ratio, data.advantage[part]
-        if options.normalize_advantage and len(part) > 1:
-            advantage = standardized(advantage)
+        if options.normalize_advantage and (len(part) > 1 or agent.group.size > 1):
+            advantage = standardized_over(agent.group, advantage)
         ratio, (low, high) = log_ratio.exp(), self._clip(progress)
         check_finite("a ratio", ratio)
         surrogate = ppo_clip(ratio, advantage, epsilon=low, epsilon_high=high).mean()
@@ -205,7 +247,12 @@ class PPO:
             entropy = agent.entropy(scored).mean()
             loss = loss - agent.options.entropy_coefficient * entropy
             told["train/entropy"] = float(entropy.detach())
-        told |= self._descend(loss, scored.rows.obs, data, part)
+        if self.reference is not None:
+            held = reference_log_prob(self.reference, agent.estimator, scored)
+            divergence = k3(scored.log_prob - held).mean()
+            loss = loss + self.options.kl_coefficient * divergence
+            told["train/kl_reference"] = float(divergence.detach())
+        told |= self._descend(loss, first_of_rows(scored.rows.obs), data, part)
         with torch.no_grad():
             moved = ratio.detach()
             outside = (moved < 1 - low) | (moved > 1 + (high if high is not None else low))
@@ -218,20 +265,25 @@ class PPO:
         return told
 
     def _descend(
-        self, loss: Float[Tensor, ""], obs: Observations, data: _Data, part: Int[Tensor, " B"]
+        self, loss: Float[Tensor, ""], obs: Float[Tensor, "B S"], data: _Data, part: Int[Tensor, " B"]
     ) -> dict[str, float]:
         """Move theta and phi down their loss and the critic down its own; an encoder of both is the policy's alone."""
-        if shares_parameters(self.critic, self.value):
-            norm = self.agent.model.step(loss)
+        if self._warms_up():
             critic_loss = self._value_loss(obs, data, part)
-            value_norm = self.value.step(critic_loss)
+            value_norm = self.value.step(critic_loss, rows=len(part))
+            return {"train/value_grad_norm": value_norm, "train/value_loss": 2 * float(critic_loss.detach())}
+        if shares_parameters(self.critic, self.value):
+            norm = self.agent.model.step(loss, rows=len(part))
+            critic_loss = self._value_loss(obs, data, part)
+            value_norm = self.value.step(critic_loss, rows=len(part))
         else:
             critic_loss = self._value_loss(obs, data, part)
-            norm, value_norm = step_together((self.agent.model, loss), (self.value, critic_loss))
+            both = (self.agent.model, loss), (self.value, critic_loss)
+            norm, value_norm = step_together(*both, rows=len(part))
         told = {"train/grad_norm": norm, "train/value_grad_norm": value_norm}
         return told | {"train/value_loss": 2 * float(critic_loss.detach())}
 
-    def _value_loss(self, obs: Observations, data: _Data, part: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+    def _value_loss(self, obs: Float[Tensor, "B S"], data: _Data, part: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         value, target, clip = self.critic(obs), data.target[part], self.options.clip_range_vf
         if clip is None:
             return value_loss(value, target).mean()
@@ -239,7 +291,7 @@ class PPO:
 
     def _evaluate(self, rollout: Rollout) -> _Data:
         """Value every step and its successor, and give credit."""
-        valued = value_steps(rollout, self.critic, self.scaler)
+        valued = value_steps(rollout, self.critic, self.scaler, group=self.agent.group)
         self.scaler = valued.scaler
         advantage = gae(
             valued.reward,
@@ -254,7 +306,10 @@ class PPO:
         check_finite("an advantage", flat)
         steps = rollout.transitions
         rows = Rows(steps.obs, steps.action, steps.latents)
-        return _Data(rows, flat, flat + value, value, rollout.mask.nonzero().squeeze(1))
+        return _Data(rows, steps.log_joint, flat, flat + value, value, rollout.mask.nonzero().squeeze(1))
+
+    def _warms_up(self) -> bool:
+        return self.num_updates < self.options.value_warmup_updates
 
     def _anneal(self, progress: float) -> None:
         self.agent.anneal(progress)
@@ -269,6 +324,35 @@ class PPO:
     def _measures_gap(self) -> bool:
         every = self.agent.options.gap_every
         return bool(every) and self.num_updates % every == 0
+
+
+def first_of_rows(obs: Observations) -> Float[Tensor, "B S"]:
+    """Return what was seen at each row's first step, which a critic values."""
+    return obs.first if isinstance(obs, Span) else obs
+
+
+def _check_alone(group: Group) -> None:
+    if group.size > 1:
+        raise OptionError(
+            "PPO()",
+            "`num_episodes`: whole episodes are played by one process",
+            expected="one process",
+            got=f"{group.size}",
+            fix="algo grpo, whose groups are shared out",
+        )
+
+
+def has_gone_far(group: Group, divergences: Sequence[tuple[float, float]], limit: float | int | None) -> bool:
+    """Tell whether an epoch's mean divergence exceeds 1.5 times the limit, from each minibatch's and its rows.
+
+    >>> from latentpg.learners.parallel import ALONE
+    >>> has_gone_far(ALONE, [(0.1, 64.0), (0.3, 64.0)], 0.1)
+    True
+    """
+    if limit is None:
+        return False
+    value, rows = group.gather(torch.tensor(divergences, dtype=torch.float64)).unbind(-1)
+    return float(((value * rows).sum(0) / rows.sum(0)).mean()) > 1.5 * limit
 
 
 def critic_metrics(value: Float[Tensor, " M"], target: Float[Tensor, " M"]) -> dict[str, float]:

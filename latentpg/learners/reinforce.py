@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ from latentpg.learners.episodic import (
     episode_rows,
     whole_episodes,
 )
+from latentpg.learners.parallel import agreed, metrics_over, moments_over, share_of, stream_of, together, total_over
 from latentpg.learners.reinforce_options import ReinforceOptions
 from latentpg.learners.reinforce_rows import reinforce_advantages, reinforce_rows
 from latentpg.learners.scores import squared_scores
@@ -104,13 +106,14 @@ class Reinforce:
             {} if critic is None else dict(critic.named_parameters()),
             learning_rate=options.value_learning_rate,
             max_grad_norm=agent.options.max_grad_norm,
+            group=agent.group,
         )
         self.num_timesteps = self.num_updates = 0
 
     def update(self, progress: float = 0.0) -> Mapping[str, float]:
         """Act, learn, and return metrics; ``progress`` in [0, 1] is the share of the run that is over."""
-        options = self.options
-        with seeded(stream_seed(self.seed, f"update {self.num_updates}")):
+        options, group = self.options, self.agent.group
+        with seeded(stream_seed(self.seed, stream_of(group, f"update {self.num_updates}"))):
             episodes = collect_episodes(
                 self.envs,
                 self.agent.policy,
@@ -119,13 +122,15 @@ class Reinforce:
                 latent=options.latent,
                 max_steps=options.max_steps,
                 on_max_steps=options.on_max_steps,
+                share=share_of(group, options.num_episodes, what="episodes"),
             )
             metrics = self._learn(episodes, progress)
+        rows = episodes.transitions.num_rows
         if self.normalizer is not None:
-            self.normalizer.update(episodes.transitions.obs)
-        self.num_timesteps += episodes.transitions.num_rows + episodes.num_idle_steps
+            self.normalizer.update(episodes.transitions.obs, joined=partial(moments_over, group))
+        self.num_timesteps += int(total_over(group, rows + episodes.num_idle_steps))
         self.num_updates += 1
-        return {**episode_metrics(episodes), **metrics}
+        return metrics_over(group, {**episode_metrics(episodes), **metrics}, rows)
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that the next update hangs on, as tensors by name; see :class:`Learner`."""
@@ -153,10 +158,11 @@ class Reinforce:
         behaviour = copy.deepcopy(agent.policy) if self._measures_gap() else None
         scorer = agent.propose(found.rows, found.log_joint)
         squares = self._squared_scores(episodes, scorer)
-        advantage = reinforce_advantages(episodes, reward, value, squares, options=options)
-        batch = episode_batch(episodes, advantage, aggregation=options.aggregation, horizon=options.horizon)
-        means, index = Means(), torch.arange(batch.rows.size)
-        moves = bool(batch.advantage.any())  # Adam would go on by its momentum
+        group, weighing = agent.group, (options.aggregation, options.horizon)
+        advantage = reinforce_advantages(episodes, reward, value, squares, options=options, group=group)
+        batch = episode_batch(episodes, advantage, aggregation=weighing[0], horizon=weighing[1], group=group)
+        means, index = Means(), torch.arange(batch.rows.size, device=advantage.device)
+        moves = agreed(group, bool(batch.advantage.any()))  # Adam would go on by its momentum
         for _ in range(options.num_epochs if moves else 0):
             for part in self._parts(batch):
                 means.add(self._step(scorer, batch, part))
@@ -166,7 +172,7 @@ class Reinforce:
                 batch.rows,
                 behaviour,
                 scorer,
-                torch.randperm(len(index)),
+                torch.randperm(len(index), device=index.device),
                 lambda ratio, part: importance_weighted(ratio, batch.advantage[part]),
             )
         if moves:
@@ -179,7 +185,7 @@ class Reinforce:
         """Move theta and phi by one minibatch."""
         agent = self.agent
         scored = scorer.score(agent.policy, part)
-        share = batch.rows.size / len(part)  # a minibatch stands for the batch
+        share = batch.size / len(part)  # a minibatch stands for the batch of all workers, whose mean is taken
         check_finite("a ratio", scored.log_ratio.exp())
         rows = reinforce_rows(scored.log_prob, scored.log_ratio, batch, part, options=self.options)
         objective = share * rows.sum()
@@ -188,7 +194,7 @@ class Reinforce:
             entropy = agent.entropy(scored).mean()
             objective = objective + agent.options.entropy_coefficient * entropy
             told["train/entropy"] = float(entropy.detach())
-        told["train/grad_norm"] = agent.model.step(-objective)
+        told["train/grad_norm"] = agent.model.step(-objective, rows=len(part))
         log_ratio = scored.log_ratio.detach()
         told["train/approx_kl"] = float(k3(-log_ratio).mean())
         told["train/ratio_mean"] = float(log_ratio.exp().mean())
@@ -197,20 +203,23 @@ class Reinforce:
         return told
 
     def _parts(self, batch: EpisodeBatch) -> Iterator[Tensor]:
-        ratio, size, index = self.options.ratio, self.agent.options.batch_size, torch.arange(batch.rows.size)
+        ratio, size, group = self.options.ratio, self.agent.options.batch_size, self.agent.group
+        index = torch.arange(batch.rows.size, device=batch.episode.device)
         if ratio == "none":
             return iter([index])
         if ratio == "step" or self.options.latent == "episode":
-            return minibatches(index, size)
-        return whole_episodes(batch.episode, batch.length, size)
+            return minibatches(index, size, group=group)
+        return whole_episodes(batch.episode, batch.length, size, group=group)
 
     def _squared_scores(self, episodes: Episodes, scorer: Scorer) -> Tensor | None:
         if self.options.baseline != "variance-optimal":
             return None
         if episodes.held:
-            group = torch.arange(episodes.num_episodes)
+            group = torch.arange(episodes.num_episodes, device=episodes.episode.device)
         else:
-            group = episodes.episode if self.options.credit == "total" else torch.arange(len(episodes.episode))
+            group = episodes.episode if self.options.credit == "total" else torch.arange(
+                len(episodes.episode), device=episodes.episode.device
+            )
         return squared_scores(self.agent.policy, scorer, group, int(group[-1]) + 1)
 
     def _values(self, episodes: Episodes) -> Tensor | None:
@@ -224,12 +233,14 @@ class Reinforce:
         assert self.critic is not None
         to_go = credit_to_go(episodes, reward, gamma=self.options.gamma, from_start=False)
         obs, target, means = episodes.transitions.obs, episodes.unpad(to_go).to(value.dtype), Means()
+        index, group = torch.arange(len(target), device=target.device), self.agent.group
         for _ in range(self.options.value_epochs):
-            for part in minibatches(torch.arange(len(target)), self.agent.options.batch_size):
+            for part in minibatches(index, self.agent.options.batch_size, group=group):
                 loss = value_loss(self.critic(obs[part]), target[part]).mean()
-                norm = self.value.step(loss)
+                norm = self.value.step(loss, rows=len(part))
                 means.add({"train/value_grad_norm": norm, "train/value_loss": 2 * float(loss.detach())})
-        return {**means.values(), "train/explained_variance": explained_variance(value, target)}
+        explained = explained_variance(together(group, value).rows, together(group, target).rows)
+        return {**means.values(), "train/explained_variance": explained}
 
     def _anneal(self, progress: float) -> None:
         self.agent.anneal(progress)

@@ -23,12 +23,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from latentpg.learners.episodic import EpisodeBatch, credit_to_go, step_discounts, total_credit
+from latentpg.learners.parallel import ALONE, Group, standardized_over, together
 from latentpg.learners.reinforce_options import ReinforceOptions
 from latentpg.numerics.baselines import (
     batch_mean_baseline,
     leave_one_out_baseline,
     less_baseline,
-    standardized,
     variance_optimal_baseline,
 )
 from latentpg.numerics.ratios import per_decision_ratio, trajectory_ratio
@@ -43,8 +43,9 @@ def reinforce_advantages(
     squared_score: Float[Tensor, " S"] | None = None,
     *,
     options: ReinforceOptions,
+    group: Group = ALONE,
 ) -> Float[Tensor, " B"]:
-    """Return the credit of every row less its baseline, in float64.
+    """Return the credit of every row less its baseline, in float64; baselines compare the episodes of all workers.
 
     ``value`` is the critic's of every step. ``squared_score`` is wanted by the variance-optimal baseline: of every
     episode's whole score with ``credit="total"``, and else of every step's.
@@ -59,17 +60,24 @@ def reinforce_advantages(
         rows_of = lambda steps: episodes.unpad(steps.T)  # noqa: E731
         weights_of = lambda squares: episodes.pad(squares).T  # noqa: E731
     if options.baseline == "batch-mean":
-        advantage = rows_of(less_baseline(credit, batch_mean_baseline(credit)))
+        advantage = rows_of(_compared(group, credit, batch_mean_baseline))
     elif options.baseline == "leave-one-out":
-        advantage = rows_of(less_baseline(credit, leave_one_out_baseline(credit)))
+        advantage = rows_of(_compared(group, credit, leave_one_out_baseline))
     elif options.baseline == "variance-optimal" and squared_score is not None:
-        weights = weights_of(squared_score.double())
-        advantage = rows_of(less_baseline(credit, variance_optimal_baseline(credit, weights)))
+        weights = together(group, weights_of(squared_score.double())).rows
+        advantage = rows_of(_compared(group, credit, lambda every: variance_optimal_baseline(every, weights)))
     elif value is not None:
         advantage = less_baseline(rows_of(credit), _baseline_of(value, episodes, options))
     else:
         advantage = rows_of(credit)
-    return standardized(advantage) if options.normalize_advantage else advantage
+    return standardized_over(group, advantage) if options.normalize_advantage else advantage
+
+
+def _compared(group: Group, credit: Tensor, baseline: Callable[[Tensor], Tensor]) -> Tensor:
+    """Take from the credits ``[E, ...]`` a baseline that is made of those of all workers."""
+    every = together(group, credit)
+    advantage = every.mine(less_baseline(every.rows, baseline(every.rows)))
+    return advantage[:, : credit.shape[1]] if credit.ndim > 1 else advantage
 
 
 def reinforce_rows(
@@ -118,8 +126,8 @@ def _lay_out(episode: Int[Tensor, " M"]) -> _Layout:
     ids, column, length = episode.unique(return_inverse=True, return_counts=True)
     order = torch.argsort(column, stable=True)
     step = torch.empty_like(column)
-    step[order] = torch.arange(len(column)) - (length.cumsum(0) - length)[column[order]]
-    return _Layout(step, column, ids, torch.arange(int(length.max()))[:, None] < length)
+    step[order] = torch.arange(len(column), device=column.device) - (length.cumsum(0) - length)[column[order]]
+    return _Layout(step, column, ids, torch.arange(int(length.max()), device=length.device)[:, None] < length)
 
 
 def _baseline_of(value: Tensor, episodes: Episodes, options: ReinforceOptions) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from latentpg.errors import OptionError
 from latentpg.learners.agent import Agent
 from latentpg.learners.descent import Descent
+from latentpg.learners.parallel import ALONE, Group, moments_over
 from latentpg.rollout import RewardScaler, Rollout, RunningMoments
 
 
@@ -30,14 +32,17 @@ class Valued:
     scaler: RewardScaler | None
 
 
-def value_steps(rollout: Rollout, critic: nn.Module, scaler: RewardScaler | None = None) -> Valued:
-    """Value every step and its true successor, without a gradient, after the scaler has seen the rewards."""
+def value_steps(
+    rollout: Rollout, critic: nn.Module, scaler: RewardScaler | None = None, *, group: Group = ALONE
+) -> Valued:
+    """Value every step and its true successor, without a gradient, after the scaler has seen the rewards of all."""
     steps, shape = rollout.transitions, rollout.time_major
     with torch.no_grad():
         value, following = critic(steps.obs), critic(steps.next_obs)
     reward, terminated, truncated = shape(steps.reward), shape(steps.terminated), shape(steps.truncated)
     if scaler is not None:
-        scaler = scaler.update(reward, terminated | truncated, mask=shape(rollout.mask))
+        seen = partial(moments_over, group)
+        scaler = scaler.update(reward, terminated | truncated, mask=shape(rollout.mask), joined=seen)
         reward = scaler.scale(reward)
     return Valued(reward, shape(value), shape(following), terminated, truncated, scaler)
 
@@ -72,7 +77,8 @@ def critic_descent(critic: nn.Module, agent: Agent, *, learning_rate: float | in
     assert isinstance(agent.policy, nn.Module)  # an Agent takes no other
     theirs = {id(parameter) for parameter in agent.policy.parameters()}
     mine = {name: parameter for name, parameter in critic.named_parameters() if id(parameter) not in theirs}
-    return Descent(mine, learning_rate=learning_rate, max_grad_norm=agent.options.max_grad_norm)
+    limit = agent.options.max_grad_norm
+    return Descent(mine, learning_rate=learning_rate, max_grad_norm=limit, group=agent.group)
 
 
 def shares_parameters(critic: nn.Module, descent: Descent) -> bool:

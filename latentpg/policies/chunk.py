@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from latentpg.errors import OptionError, ShapeError
 from latentpg.policies.common import Activation, Trunk, check_action_given, check_sizes, fill_padding
 from latentpg.policies.decoders import MLPChunkDecoder, TransformerChunkDecoder
-from latentpg.policies.episode import start_log_std
-from latentpg.policies.heads import ActionHead, make_head
+from latentpg.policies.heads import ActionHead, make_head, set_scale
 from latentpg.policies.networks import ConditionedMLP
 from latentpg.policies.priors import GaussianLatent, Latent
 from latentpg.programs.capture import ACTION
@@ -63,10 +62,13 @@ class ChunkPolicy(nn.Module):
         encoder: nn.Module | None = None,
         activation: Activation = nn.Tanh,
         initial_log_std: float | int = 0.0,
+        min_log_std: float | int | None = None,
     ) -> None:
         """Build prior, decoder and guide networks with the same hidden widths on the encoder's features.
 
-        The transformer's width is the last of ``hidden``; ``num_layers`` and ``num_heads`` are its own.
+        The transformer's width is the last of ``hidden``; ``num_layers`` and ``num_heads`` are its own. The
+        standard deviations of a ``Box``'s actions begin and are floored as those of
+        :class:`~latentpg.policies.episode.EpisodePolicy`.
         """
         super().__init__()
         check_sizes("ChunkPolicy()", horizon=horizon)
@@ -75,7 +77,7 @@ class ChunkPolicy(nn.Module):
         size = self.trunk.out_features
         self.prior = latent.build_prior(size, hidden, activation)
         self.head = make_head(action_space)
-        start_log_std(self.head, initial_log_std)
+        set_scale(self.head, initial_log_std=initial_log_std, min_log_std=min_log_std)
         sizes = (size, [latent.decoder_size], horizon, self.head.num_parameters)
         self.decoder: MLPChunkDecoder | TransformerChunkDecoder
         if decoder == "mlp":

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from latentpg.errors import OptionError
 from latentpg.policies.common import Activation, Decoder, Trunk, check_action_given, first_step
+from latentpg.policies.heads import set_scale
+from latentpg.policies.networks import MLP
 from latentpg.policies.priors import GaussianLatent, Latent, MixturePrior
 from latentpg.policies.sequence import Reader, make_reader
 from latentpg.programs.rows import Observations, num_rows
@@ -29,7 +31,10 @@ class EpisodePolicy(nn.Module):
     The one latent site ``"z"`` is ``[K, B, Z]`` for a :class:`~latentpg.policies.priors.GaussianLatent` and int64
     ``[K, B]`` for a :class:`~latentpg.policies.priors.CodeLatent`, with which log pi is exact by enumeration. The guide
     q(z | s_1, a_1, ..., s_T, a_T) reads the sequence by ``reader``: ``"attention"`` or ``"gru"``. The standard
-    deviations of a ``Box``'s actions begin at ``exp(initial_log_std)``, in policy coordinates.
+    deviations of a ``Box``'s actions begin at ``exp(initial_log_std)``, in policy coordinates, and never fall below
+    ``exp(min_log_std)`` (:class:`~latentpg.policies.heads.BoxHead`). ``initial_guide_log_std`` is about where the log
+    standard deviations of a Gaussian guide begin: a narrow guide tells episodes apart from the first step on, before a
+    decoder has learnt to do without z.
 
     Score whole episodes as spans (:func:`latentpg.data.episode_rows`, :meth:`latentpg.rollout.Episodes.spans`); act
     with :func:`latentpg.rollout.collect_episodes` and ``latent="episode"``. On step rows ``[B, S]`` every step is an
@@ -53,6 +58,8 @@ class EpisodePolicy(nn.Module):
         encoder: nn.Module | None = None,
         activation: Activation = nn.Tanh,
         initial_log_std: float | int = 0.0,
+        min_log_std: float | int | None = None,
+        initial_guide_log_std: float | int | None = None,
     ) -> None:
         """Build prior, decoder and guide networks with the same hidden widths on the encoder's features."""
         super().__init__()
@@ -61,8 +68,10 @@ class EpisodePolicy(nn.Module):
         size = self.trunk.out_features
         self.prior = latent.build_prior(size, hidden, activation)
         self.decoder = Decoder(size, [latent.decoder_size], action_space, hidden, activation)
-        start_log_std(self.decoder.head, initial_log_std)
+        set_scale(self.decoder.head, initial_log_std=initial_log_std, min_log_std=min_log_std)
         self.guide_net = make_reader(reader, size, self.decoder.head, hidden, latent.num_guide_parameters, activation)
+        if initial_guide_log_std is not None:
+            start_guide(self.guide_net.readout, latent, initial_guide_log_std)
 
     def model(self, obs: Observations, action: Tensor | None = None) -> Tensor:
         """Sample the latent at the first step, then the action of every step."""
@@ -110,9 +119,16 @@ class EpisodePolicy(nn.Module):
         return list(self.guide_net.parameters())
 
 
-def start_log_std(head: nn.Module, value: float | int) -> None:
-    """Let a ``Box`` head's log standard deviations begin at ``value``; other heads have none and stay as they are."""
-    log_std = getattr(head, "log_std", None)
-    if isinstance(log_std, Tensor):
-        with torch.no_grad():
-            log_std.fill_(float(value))
+def start_guide(readout: MLP, latent: Latent, log_std: float | int) -> None:
+    """Set the biases from which a Gaussian guide's log standard deviations are read out; its weights stay."""
+    if not isinstance(latent, GaussianLatent):
+        raise OptionError(
+            "EpisodePolicy()",
+            "`initial_guide_log_std` of a guide that has none",
+            expected="None, for codes",
+            got=repr(log_std),
+        )
+    with torch.no_grad():
+        bias = readout.layers[-1].bias
+        assert isinstance(bias, Tensor)
+        bias[latent.size :] = float(log_std)

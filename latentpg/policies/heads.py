@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from latentpg.errors import OptionError
 from latentpg.policies.networks import one_hot
 from latentpg.policies.spaces import unsupported_action_space
 from latentpg.programs.distributions import Categorical, DiagNormal, MultiBernoulli, MultiCategorical
@@ -76,21 +78,34 @@ class MultiBinaryHead(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """A Gaussian with one learned log standard deviation a coordinate, shared by all states.
+    r"""A Gaussian with one learned log standard deviation a coordinate, shared by all states.
 
-    Actions are ``[..., D]``.
+    Actions are ``[..., D]``. Without a floor :math:`\sigma_i = e^{\rho_i}`, rho the parameter ``log_std``. With
+    ``min_log_std`` m it is :math:`\sigma_i = e^m + e^{\rho_i}`, which is never below :math:`e^m`, has a slope
+    everywhere, and hardly moves what is well above: a likelihood of actions that can be foretold to any precision is
+    then bounded, by a number that was chosen.
     """
 
-    def __init__(self, size: int, *, initial_log_std: float = 0.0) -> None:
-        """Take the number of coordinates and the starting log standard deviation, in policy units."""
+    def __init__(
+        self, size: int, *, initial_log_std: float | int = 0.0, min_log_std: float | int | None = None
+    ) -> None:
+        """Take the number of coordinates, where ``log_std`` begins, and a floor or None; in policy coordinates."""
         super().__init__()
         self.num_parameters = self.embedding_size = size
         self.event_shape = (size,)
-        self.log_std = nn.Parameter(torch.full((size,), initial_log_std))
+        self.min_log_std = _check_floor(min_log_std)
+        self.log_std = nn.Parameter(torch.full((size,), float(initial_log_std)))
 
     def forward(self, parameters: Float[Tensor, "*B P"]) -> Distribution:
         """Read the parameters as the mean."""
-        return DiagNormal(parameters, self.log_std)
+        return DiagNormal(parameters, self.log_scale)
+
+    @property
+    def log_scale(self) -> Float[Tensor, " D"]:
+        r"""Logarithm of :math:`\sigma`, the floor in it."""
+        if self.min_log_std is None:
+            return self.log_std
+        return torch.logaddexp(self.log_std, torch.full_like(self.log_std, self.min_log_std))
 
     def embed(self, action: Tensor) -> Float[Tensor, "*B E"]:
         """Return the action as it is."""
@@ -99,6 +114,31 @@ class BoxHead(nn.Module):
 
 ActionHead = DiscreteHead | MultiDiscreteHead | MultiBinaryHead | BoxHead
 """Any of the heads."""
+
+
+def set_scale(
+    head: nn.Module, *, initial_log_std: float | int | None = None, min_log_std: float | int | None = None
+) -> None:
+    """Let a :class:`BoxHead`'s log standard deviations begin there, over that floor; other heads have none.
+
+    A value of None leaves the head's own.
+    """
+    if not isinstance(head, BoxHead):
+        return
+    if min_log_std is not None:
+        head.min_log_std = _check_floor(min_log_std)
+    if initial_log_std is not None:
+        with torch.no_grad():
+            head.log_std.fill_(float(initial_log_std))
+
+
+def scale_floors(module: nn.Module) -> list[float | None]:
+    """List the floor of every :class:`BoxHead` in a module, as a log standard deviation in policy coordinates.
+
+    >>> scale_floors(nn.ModuleList([BoxHead(2), BoxHead(1, min_log_std=-4), DiscreteHead(3)]))
+    [None, -4.0]
+    """
+    return [each.min_log_std for each in module.modules() if isinstance(each, BoxHead)]
 
 
 def make_head(space: spaces.Space[Any]) -> ActionHead:
@@ -118,3 +158,11 @@ def make_head(space: spaces.Space[Any]) -> ActionHead:
             return BoxHead(int(np.prod(space.shape)))
         case _:
             raise unsupported_action_space(space)
+
+
+def _check_floor(value: float | int | None) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not math.isfinite(value):
+        raise OptionError("BoxHead()", "`min_log_std`", expected="a finite number, or None", got=repr(value))
+    return float(value)

@@ -111,6 +111,15 @@ class NormalMixture(dist.TorchDistribution):
         """Score ``value [..., Z]``: the component is summed out."""
         return torch.logsumexp(self._log_joint(value), -1)
 
+    def coordinate_log_prob(self, value: Tensor) -> Tensor:
+        r"""Score each coordinate of ``value [..., Z]`` by its own marginal, :math:`\log p(z_i)`, ``[..., Z]``.
+
+        Coordinates of a mixture hang together, so these do not add up to :meth:`log_prob`.
+        """
+        standardized = (value.unsqueeze(-2) - self.loc) * (-self.log_scale).exp()
+        each = -0.5 * standardized.square() - self.log_scale - _HALF_LOG_2_PI
+        return torch.logsumexp(self.logits.log_softmax(-1).unsqueeze(-1) + each, -2)
+
     def responsibilities(self, value: Tensor) -> Float[Tensor, "*B M"]:
         """Return the posterior probability of each component given ``value [..., Z]``."""
         return self._log_joint(value).softmax(-1)

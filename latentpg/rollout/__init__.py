@@ -3,7 +3,7 @@
 from latentpg.rollout.chunked import Chunks, collect_chunks, play_ensembled
 from latentpg.rollout.collector import Acting, CollectorState, Rollout, StepCollector, resume_collector
 from latentpg.rollout.environments import LARGEST_SEED, close_envs, make_envs, resets_are_ours
-from latentpg.rollout.episodes import Episodes, SpanRows
+from latentpg.rollout.episodes import Decisions, Episodes, SpanRows
 from latentpg.rollout.faults import EnvironmentFault
 from latentpg.rollout.groups import collect_episodes, collect_groups
 from latentpg.rollout.held import act_holding
@@ -16,6 +16,7 @@ __all__ = [
     "Acting",
     "Chunks",
     "CollectorState",
+    "Decisions",
     "EnvironmentFault",
     "Episodes",
     "ObservationNormalizer",

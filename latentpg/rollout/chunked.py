@@ -31,7 +31,7 @@ from latentpg.programs import Acted, LatentPolicy, Latents, Span, act, condition
 from latentpg.programs.capture import ACTION, is_real
 from latentpg.rollout.edge import Edge, start_seeds
 from latentpg.rollout.environments import LARGEST_SEED, require_our_resets
-from latentpg.rollout.episodes import Episodes, SpanRows
+from latentpg.rollout.episodes import Decisions, Episodes, SpanRows
 from latentpg.rollout.faults import EnvironmentFault
 from latentpg.rollout.transitions import Record, Transitions
 
@@ -119,7 +119,7 @@ def collect_chunks(
     where = "collect_chunks()"
     if execute is not None and execute < 1:
         raise OptionError(where, "`execute`", expected="an integer >= 1, at most the horizon H", got=repr(execute))
-    chooser = _OpenLoop(where, policy, execute, envs.single_action_space)
+    chooser = OpenLoop(where, policy, execute, envs.single_action_space)
     played = _play(where, envs, chooser, num_episodes, seed, max_steps, on_max_steps)
     return chooser.chunks(played)
 
@@ -220,8 +220,11 @@ def _play(
 
 
 @dataclass
-class _OpenLoop:
+class OpenLoop:
     """Carry out decided actions in turn, and note which decision each step belongs to.
+
+    Call it with ``obs [N, S]`` and every member's steps since its episode began; the ``log_joint`` of what it returns
+    is zero, for the decision is what is scored.
 
     ``decided`` holds a batch of decisions an entry; ``chunk`` and ``slot`` hold, for every step of every member, the
     decision (counted over all) and the place in it.
@@ -239,6 +242,7 @@ class _OpenLoop:
     count: int = 0
 
     def __call__(self, obs: Float[Tensor, "N S"], age: Int[NDArray[np.int64], " N"]) -> Acted:
+        """Return every member's next action, after those that are due have decided."""
         ages = torch.from_numpy(age.copy())
         due = ages == 0 if self.execute is None else ages % self.execute == 0
         if self.execute is None and len(self.current):  # the horizon is known once a chunk has been drawn
@@ -272,12 +276,24 @@ class _OpenLoop:
         self.decided.append(acted)
 
     def chunks(self, played: _Played) -> Chunks:
-        """Put the executed steps of each decision side by side, in the order of episodes, and score them."""
-        old, slot = torch.cat(self.chunk)[played.rows], torch.cat(self.slot)[played.rows]
+        """Put the executed steps of each decision side by side, in the order of episodes."""
+        steps = played.transitions
+        made = self.decisions(steps.obs, played.rows)
+        ended = steps.rows(torch.cat([made.begins[1:], made.begins.new_ones(1)]))
+        reward = steps.reward.new_zeros(made.rows.obs.mask.shape)
+        reward[made.rows.obs.mask] = steps.reward
+        episode = played.episode[made.begins]
+        return Chunks(made.rows, reward, ended.terminated, ended.truncated, ended.next_obs, episode)
+
+    def decisions(self, obs: Float[Tensor, "M S"], rows: Int[Tensor, " M"]) -> Decisions:
+        """Score the executed steps of each decision; ``rows`` numbers the M steps as they were taken from all members.
+
+        Steps come one episode after the other.
+        """
+        old, slot = torch.cat(self.chunk)[rows], torch.cat(self.slot)[rows]
         begins = slot == 0
         index = begins.cumsum(0) - 1  # each step's chunk, counted in the order of episodes
-        ends = torch.cat([begins[1:], begins.new_ones(1)])
-        kept, steps = old[begins], played.transitions
+        kept = old[begins]
         action = torch.cat([each.action for each in self.decided])[kept]
         shape = (len(kept), action.shape[1])
 
@@ -290,12 +306,8 @@ class _OpenLoop:
         action = action.masked_fill(~mask.reshape(*shape, *[1] * (action.ndim - 2)), 0)
         names = self.decided[0].latents
         latents = {name: torch.cat([each.latents[name] for each in self.decided])[kept] for name in names}
-        span = Span(spread(steps.obs), mask)
-        rows = SpanRows(span, action, latents, _score(self.policy, span, action, latents))
-        ended = steps.rows(ends)
-        return Chunks(
-            rows, spread(steps.reward), ended.terminated, ended.truncated, ended.next_obs, played.episode[begins]
-        )
+        span = Span(spread(obs), mask)
+        return Decisions(SpanRows(span, action, latents, _score(self.policy, span, action, latents)), begins)
 
 
 def _score(policy: LatentPolicy, span: Span, action: Tensor, latents: Latents) -> Float[Tensor, " C"]:

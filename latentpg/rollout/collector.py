@@ -102,7 +102,8 @@ class StepCollector:
 
     ``seed`` fixes the environments alone: the seeds of the k-th reset hang on ``seed`` and k. The policy draws from the
     ambient random stream. Environments that reset themselves in the step after an episode's last one (NEXT_STEP) are
-    served too, their resetting steps masked; they take one seed at the start and go on by themselves.
+    served too, their resetting steps masked; they take one seed at the start and go on by themselves. Where several
+    collectors share the ``members`` of one, each says which its ``first`` is: no two then have a seed in common.
 
     >>> from latentpg.policies import MixturePolicy
     >>> from latentpg.rollout import make_envs
@@ -114,15 +115,17 @@ class StepCollector:
     torch.Size([5, 2])
     """
 
-    def __init__(self, envs: VectorEnv[Any, Any, Any], *, seed: int) -> None:
+    def __init__(
+        self, envs: VectorEnv[Any, Any, Any], *, seed: int, first: int = 0, members: int | None = None
+    ) -> None:
         """Reset every member."""
-        self._begin(envs, seed)
+        self._begin(envs, seed, first, members)
         if self._resets_are_ours:
             self._reset(np.ones(envs.num_envs, dtype=np.bool_))
         else:
-            self._obs = self._edge.reset_all(start_seeds(seed, 0, 1, LARGEST_SEED)[0])
+            self._obs = self._edge.reset_all(start_seeds(seed, 0, self._members, LARGEST_SEED)[first])
 
-    def _begin(self, envs: VectorEnv[Any, Any, Any], seed: int) -> None:
+    def _begin(self, envs: VectorEnv[Any, Any, Any], seed: int, first: int, members: int | None) -> None:
         if seed < 0:
             raise OptionError("StepCollector()", "`seed`", expected="an integer >= 0", got=repr(seed), fix="seed=0")
         self._resets_are_ours = resets_are_ours(envs)
@@ -130,6 +133,7 @@ class StepCollector:
             require_our_resets("StepCollector()", envs)
         size = envs.num_envs
         self.envs, self.seed = envs, seed
+        self._first, self._members = first, first + size if members is None else members
         self._edge = Edge(envs, "StepCollector.collect()")
         self._num_resets = 0
         self._reset_seed, self._age = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
@@ -179,7 +183,8 @@ class StepCollector:
         )
 
     def _reset(self, mask: NDArray[np.bool_]) -> None:
-        seeds = start_seeds(self.seed, self._num_resets, self.envs.num_envs, LARGEST_SEED)
+        every = start_seeds(self.seed, self._num_resets, self._members, LARGEST_SEED)
+        seeds = every[self._first : self._first + self.envs.num_envs]
         self._num_resets += 1
         self._obs = self._edge.reset(seeds, mask)
         self._reset_seed = np.where(mask, seeds, self._reset_seed)
@@ -204,12 +209,14 @@ class StepCollector:
         return self._history[len(self._history) - needed :]
 
 
-def resume_collector(envs: VectorEnv[Any, Any, Any], state: CollectorState) -> StepCollector:
+def resume_collector(
+    envs: VectorEnv[Any, Any, Any], state: CollectorState, *, first: int = 0, members: int | None = None
+) -> StepCollector:
     """Bring fresh environments to where a collector stood, by replaying each member's episode from its seed.
 
     That is exact where an episode hangs on its seed and its actions alone. Each member is held against the observation
     it had; another one is an :class:`EnvironmentFault`. Members whose episodes are shorter act out something else
-    until it is time for theirs to begin.
+    until it is time for theirs to begin. ``first`` and ``members`` are those of the collector that stood there.
     """
     require_our_resets("resume_collector()", envs)
     if len(state.age) != envs.num_envs:
@@ -221,7 +228,7 @@ def resume_collector(envs: VectorEnv[Any, Any, Any], state: CollectorState) -> S
             fix=f"make_envs(env_id, {len(state.age)})",
         )
     collector = StepCollector.__new__(StepCollector)
-    collector._begin(envs, state.seed)
+    collector._begin(envs, state.seed, first, members)
     edge, seeds = collector._edge, state.reset_seed.tolist()
     waiting = state.waiting.numpy().copy()
     age = np.where(waiting, 0, state.age.numpy())

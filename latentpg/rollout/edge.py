@@ -6,6 +6,7 @@ ratios are those of what the policy drew.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -17,6 +18,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from latentpg.errors import LatentPGError
 from latentpg.policies import decode_actions, encode_observations
 from latentpg.rollout.environments import close_envs
 from latentpg.rollout.faults import EnvironmentFault
@@ -46,6 +48,8 @@ class Edge:
         self.envs, self.where = envs, where
         self.space, self.action_space = envs.single_observation_space, envs.single_action_space
         self._last: NDArray[Any] | None = None
+        self._seeds: Any = None  # of the last reset, and the last actions: for whoever looks into a fault
+        self._actions: Any = None
 
     def reset(
         self, seeds: Sequence[int] | NDArray[np.integer[Any]], mask: Bool[NDArray[np.bool_], " N"]
@@ -56,6 +60,7 @@ class Edge:
         """
         options: dict[str, Any] = {"reset_mask": mask.copy()}
         plain: Any = [int(seed) for seed in seeds]  # Gymnasium types one seed
+        self._seeds = plain
         obs = self._encode(self._answered(lambda: self.envs.reset(seed=plain, options=options))[0])
         if not mask.all():
             self._check_the_others_stayed(obs, mask, "reset_mask" in options)
@@ -64,6 +69,7 @@ class Edge:
 
     def reset_all(self, seed: int) -> Float[Tensor, "N S"]:
         """Reset every member of environments that take one seed for all."""
+        self._seeds = int(seed)
         obs = self._encode(self._answered(lambda: self.envs.reset(seed=int(seed)))[0])
         self._last = obs.numpy()
         return obs
@@ -74,6 +80,7 @@ class Edge:
 
     def step_raw(self, env_action: NDArray[Any]) -> Outcome:
         """Step every member with its action as the environment takes it."""
+        self._actions = env_action
         raw, reward, terminated, truncated, _ = self._answered(lambda: self.envs.step(env_action))
         reward = np.array(reward, dtype=np.float64)  # copies: environments may reuse their arrays
         self._check_finite("reward", reward)
@@ -115,9 +122,11 @@ class Edge:
         )
 
     def _answered(self, call: Any) -> Any:  # noqa: ANN401 (a call to the environments and what it gives)
-        """Ask the environments; where a worker process has died, end all of them and say whose it was."""
+        """Ask the environments; what they raise becomes a fault, and where a worker has died all of them are ended."""
         try:
             return call()
+        except LatentPGError:
+            raise
         except (EOFError, ConnectionError) as error:
             bare = self.envs.unwrapped
             dead = []
@@ -131,6 +140,17 @@ class Edge:
                 expected="an answer from each of the environments",
                 got=type(error).__name__,
                 fix='make_envs(..., vectorization_mode="sync") shows what an environment does before it dies',
+            ) from error
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise EnvironmentFault(
+                self.where,
+                "an environment raised",
+                expected=f"an answer from each of {self.envs.num_envs} members",
+                got=f"{type(error).__name__}: {error!s:.200}; the last actions were {self._actions!s:.80}, the seeds "
+                f"of the last reset {self._seeds!s:.80}",
+                likely=f"raised at {place.filename}:{place.lineno}, in {place.name}",
+                fix="mend the environment",
             ) from error
 
 

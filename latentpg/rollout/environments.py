@@ -8,6 +8,7 @@ refused where whole episodes must start in one state.
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import gymnasium
@@ -15,7 +16,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from gymnasium.vector.async_vector_env import AsyncState
 
 from latentpg.envs import register_envs
-from latentpg.errors import OptionError, did_you_mean
+from latentpg.errors import LatentPGError, OptionError, did_you_mean
+from latentpg.rollout.faults import EnvironmentFault
 from latentpg.rollout.supervised import WORKER_TIMEOUT, SupervisedVectorEnv, end_workers, supervise
 
 VECTORIZATION_MODES = ("sync", "async", "native")
@@ -76,6 +78,17 @@ def make_envs(
             expected="the name of an environment registered with Gymnasium, such as CartPole-v1",
             got=repr(env_id),
             fix=_nearest_environment(env_id),
+        ) from error
+    except LatentPGError:
+        raise
+    except Exception as error:  # whatever the environment's own constructor raises
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise EnvironmentFault(
+            "make_envs()",
+            f"environment {env_id!r:.80} cannot be made",
+            expected=f"{num_envs} of it",
+            got=f"{type(error).__name__}: {error!s:.200}",
+            likely=f"raised at {place.filename}:{place.lineno}, in {place.name}",
         ) from error
 
 

@@ -29,13 +29,22 @@ class SpanRows:
 
 
 @dataclass(frozen=True)
+class Decisions:
+    """C decisions on several steps each, in the order of M steps: their rows, and the steps at which each was made."""
+
+    rows: SpanRows
+    begins: Bool[Tensor, " M"]
+
+
+@dataclass(frozen=True)
 class Episodes:
     """E whole episodes as M rows: episode 0 from its first step to its last, then episode 1, and so on.
 
     ``episode [M]`` is each row's episode. Episodes lie in groups of ``group_size``, in order: episode e is member
     ``e % group_size`` of group ``e // group_size``. With ``held`` true one latent was drawn at the first step of each
     episode: it stands in every row of it, and ``log_joint`` holds log p(z | s_0) + log p(a_0 | s_0, z) in the first row
-    and log p(a_t | s_t, z) in the others, so that an episode's sum is that of its row of :meth:`spans`.
+    and log p(a_t | s_t, z) in the others, so that an episode's sum is that of its row of :meth:`spans`. With
+    ``decisions`` chunks were carried out: latents and ``log_joint`` are theirs, and those of the steps are empty.
     ``num_idle_steps`` counts steps of members that had no episode to play and were stepped along with the others;
     nothing of them is recorded.
     """
@@ -45,6 +54,7 @@ class Episodes:
     group_size: int
     held: bool = False
     num_idle_steps: int = 0
+    decisions: Decisions | None = None
 
     def __post_init__(self) -> None:
         """Check that rows are sorted by episode, that none is empty, and that groups are full."""
@@ -91,6 +101,13 @@ class Episodes:
         return torch.arange(len(self.episode)) - (lengths.cumsum(0) - lengths)[self.episode]
 
     @property
+    def begins(self) -> Bool[Tensor, " M"]:
+        """Steps at which a latent was drawn, and so a row begins: all, the first of each episode, or of each chunk."""
+        if self.decisions is not None:
+            return self.decisions.begins
+        return self.step == 0 if self.held else torch.ones_like(self.episode, dtype=torch.bool)
+
+    @property
     def returns(self) -> Float[Tensor, " E"]:
         """Undiscounted sum of each episode's rewards, in float64."""
         total = torch.zeros(self.num_episodes, dtype=torch.float64)
@@ -131,12 +148,14 @@ class Episodes:
         return values[self.episode]
 
     def spans(self) -> SpanRows:
-        """Return each episode as one row; only where its latent was held for it."""
+        """Return each episode as one row, or each chunk, where a latent was held for one."""
+        if self.decisions is not None:
+            return self.decisions.rows
         if not self.held:
             raise OptionError(
                 "Episodes.spans()",
                 "each step drew a latent of its own, so each step is a row",
-                expected='episodes collected with latent="episode"',
+                expected='episodes collected with latent="episode" or "chunk"',
                 got='latent="step"',
                 fix="use .transitions",
             )

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from latentpg.errors import OptionError, did_you_mean
 from latentpg.programs import LatentPolicy, act, take_rows
+from latentpg.rollout.chunked import OpenLoop
 from latentpg.rollout.collector import Acting
 from latentpg.rollout.edge import Edge, start_seeds
 from latentpg.rollout.environments import LARGEST_SEED, require_our_resets
@@ -50,14 +51,19 @@ def collect_groups(
     seed: int,
     noise: str = "shared",
     latent: str = "step",
+    execute: int | None = None,
     max_steps: int = 100_000,
     on_max_steps: str = "error",
     acting: Acting = act,
+    share: range | None = None,
 ) -> Episodes:
     """Play G whole episodes from each of ``num_groups`` initial states; see the module's docstring.
 
     ``seed`` fixes the environments; give another one for each update. ``latent="episode"`` draws the latent once an
-    episode. ``acting`` may replace the way of acting where the latent is drawn per step.
+    episode, ``latent="chunk"`` once a chunk of actions, of which ``execute`` are carried out (all, unless told; see
+    :mod:`latentpg.rollout.chunked`). ``acting`` may replace the way of acting where the latent is drawn per step. Of
+    the groups, which are numbered from 0, only those of a ``share`` are played if there is one: other workers play the
+    others.
 
     >>> from latentpg.policies import MixturePolicy
     >>> from latentpg.rollout import make_envs
@@ -70,10 +76,15 @@ def collect_groups(
     _check_count(where, "num_groups", num_groups, 1, None)
     _check_count(where, "group_size", group_size, 2, "a group of one has nothing to be compared with")
     _check_choice(where, "noise", noise, ("shared", "independent"))
-    starts = np.repeat(start_seeds(seed, 0, num_groups, LARGEST_SEED), group_size).tolist()
-    noises = start_seeds(seed, 1, num_groups * group_size, LARGEST_SEED) if noise == "independent" else None
+    played = range(num_groups) if share is None else share
+    starts = np.repeat(start_seeds(seed, 0, num_groups, LARGEST_SEED), group_size)
+    members = slice(played.start * group_size, played.stop * group_size)
+    starts = starts[members].tolist()
+    noises = None
+    if noise == "independent":
+        noises = start_seeds(seed, 1, num_groups * group_size, LARGEST_SEED)[members]
     limits = _Limits(max_steps, on_max_steps)
-    return _play(where, envs, policy, starts, noises, group_size, latent, limits, acting)
+    return _play(where, envs, policy, starts, noises, group_size, latent, execute, limits, acting)
 
 
 def collect_episodes(
@@ -83,18 +94,23 @@ def collect_episodes(
     num_episodes: int,
     seed: int,
     latent: str = "step",
+    execute: int | None = None,
     max_steps: int = 100_000,
     on_max_steps: str = "error",
     acting: Acting = act,
+    share: range | None = None,
 ) -> Episodes:
     """Play a number of whole episodes, each with a seed of its own: for evaluation, and for plain REINFORCE.
 
-    Exactly the first E that were begun are kept, however long; so their mean return is unbiased.
+    Exactly the first E that were begun are kept, however long; so their mean return is unbiased. ``share`` as in
+    :func:`collect_groups`, of the episodes.
     """
     where = "collect_episodes()"
     _check_count(where, "num_episodes", num_episodes, 1, None)
     starts = start_seeds(seed, 0, num_episodes, LARGEST_SEED)
-    return _play(where, envs, policy, starts, None, 1, latent, _Limits(max_steps, on_max_steps), acting)
+    if share is not None:
+        starts = starts[share.start : share.stop]
+    return _play(where, envs, policy, starts, None, 1, latent, execute, _Limits(max_steps, on_max_steps), acting)
 
 
 @dataclass(frozen=True)
@@ -111,15 +127,18 @@ def _play(
     noises: Sequence[int] | None,
     group_size: int,
     latent: str,
+    execute: int | None,
     limits: _Limits,
     acting: Acting,
 ) -> Episodes:
     """Let N members play the queue of E episodes, in order."""
     require_our_resets(where, envs)
-    _check_choice(where, "latent", latent, ("step", "episode"))
+    _check_choice(where, "latent", latent, ("step", "episode", "chunk"))
+    _check_execute(where, latent, execute)
     _check_choice(where, "on_max_steps", limits.on_max_steps, ("error", "truncate"))
     _check_count(where, "max_steps", limits.max_steps, 1, None)
     edge, size, held = Edge(envs, where), envs.num_envs, latent == "episode"
+    loop = OpenLoop(where, policy, execute, envs.single_action_space) if latent == "chunk" else None
     queue = iter(range(len(starts)))
     playing = np.full(size, -1)  # each member's episode; -1 for those who have none
     age = np.zeros(size, dtype=np.int64)
@@ -147,6 +166,8 @@ def _play(
             if held:
                 acted = act_holding(policy, obs, latents, torch.from_numpy(age == 0))
                 latents = acted.latents
+            elif loop is not None:
+                acted = loop(obs, age)
             else:
                 acted = acting(policy, obs)
             outcome = edge.step(acted.action)
@@ -164,7 +185,19 @@ def _play(
     recorded = episode >= 0
     order = torch.argsort(episode[recorded], stable=True)
     rows = take_rows(recorded.nonzero().squeeze(1), order)
-    return Episodes(record.transitions().rows(rows), episode[rows], group_size, held, int((~recorded).sum()))
+    steps = record.transitions().rows(rows)
+    decisions = None if loop is None else loop.decisions(steps.obs, rows)
+    return Episodes(steps, episode[rows], group_size, held, int((~recorded).sum()), decisions)
+
+
+def _check_execute(where: str, latent: str, execute: int | None) -> None:
+    if execute is not None and (latent != "chunk" or execute < 1):
+        raise OptionError(
+            where,
+            "`execute`",
+            expected='an integer >= 1, at most the horizon H, with latent="chunk"; else None',
+            got=f'{execute!r} with latent="{latent}"',
+        )
 
 
 def _check_initial_states(

@@ -7,7 +7,9 @@ observations and raw rewards.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
@@ -49,23 +51,45 @@ class RunningMoments:
         """Begin with no rows of ``size`` entries."""
         return cls(0, torch.zeros(size, dtype=torch.float64), torch.ones(size, dtype=torch.float64))
 
-    def update(self, rows: Float[Tensor, "M S"]) -> RunningMoments:
-        """Join M more rows."""
+    def update(self, rows: Float[Tensor, "M S"], *, joined: Joined | None = None) -> RunningMoments:
+        """Join M more rows.
+
+        ``joined`` makes the moments of what all workers saw of the moments of what this one did.
+        """
         if rows.ndim != 2 or rows.shape[1] != len(self.mean):
             raise ShapeError(
                 "RunningMoments.update()", "`rows`", expected=f"[M, S={len(self.mean)}]", got=str(list(rows.shape))
             )
         _check_finite("RunningMoments.update()", "`rows`", rows)
-        more = len(rows)
+        mine = self.of_rows(rows)
+        return self.join(mine if joined is None else joined(mine))
+
+    @classmethod
+    def of_rows(cls, rows: Float[Tensor, "M S"]) -> RunningMoments:
+        """Take the moments of M rows alone.
+
+        >>> RunningMoments.of_rows(torch.tensor([[1.0], [3.0]])).variance.item()
+        1.0
+        """
+        if len(rows) == 0:
+            return cls.of_size(rows.shape[1])
+        rows = rows.detach().double()
+        return cls(len(rows), rows.mean(0), rows.var(0, correction=0))
+
+    def join(self, other: RunningMoments) -> RunningMoments:
+        """Return the moments of both piles of rows in one."""
+        more = other.count
         if more == 0:
             return self
-        rows = rows.detach().double()
-        mean, variance = rows.mean(0), rows.var(0, correction=0)
-        total, delta = self.count + more, mean - self.mean
-        pooled = (self.count * self.variance + more * variance) / total
+        total, delta = self.count + more, other.mean - self.mean
+        pooled = (self.count * self.variance + more * other.variance) / total
         return RunningMoments(
             total, self.mean + delta * (more / total), pooled + delta.square() * (self.count * more / total**2)
         )
+
+
+Joined: TypeAlias = Callable[[RunningMoments], RunningMoments]
+"""Makes the moments of what all workers saw of the moments of what one of them did."""
 
 
 class ObservationNormalizer(nn.Module):
@@ -99,9 +123,11 @@ class ObservationNormalizer(nn.Module):
         """The statistics; changing what is returned changes nothing here."""
         return RunningMoments(int(self.count), self.mean.clone(), self.variance.clone())
 
-    def update(self, obs: Float[Tensor, "M S"], *, mask: Bool[Tensor, " M"] | None = None) -> None:
-        """Join raw observations, those in ``mask``; call it between updates."""
-        moments = self.moments.update(obs if mask is None else obs[mask])
+    def update(
+        self, obs: Float[Tensor, "M S"], *, mask: Bool[Tensor, " M"] | None = None, joined: Joined | None = None
+    ) -> None:
+        """Join raw observations, those in ``mask``; call it between updates; ``joined`` as with moments."""
+        moments = self.moments.update(obs if mask is None else obs[mask], joined=joined)
         self.count.fill_(moments.count)
         self.mean.copy_(moments.mean)
         self.variance.copy_(moments.variance)
@@ -153,8 +179,9 @@ class RewardScaler:
         done: Bool[Tensor, "T N"],
         *,
         mask: Bool[Tensor, "T N"] | None = None,
+        joined: Joined | None = None,
     ) -> RewardScaler:
-        """Join a rollout's rewards; steps outside of ``mask`` are no steps."""
+        """Join a rollout's rewards; steps outside of ``mask`` are no steps, ``joined`` as with moments."""
         if reward.ndim != 2 or reward.shape[1] != len(self.carried) or done.shape != reward.shape:
             raise ShapeError(
                 "RewardScaler.update()",
@@ -168,7 +195,8 @@ class RewardScaler:
         for t in range(len(reward)):
             returns[t] = torch.where(taken[t], self.discount * carried + reward[t].double(), carried)
             carried = returns[t].masked_fill(done[t], 0.0)
-        return replace(self, moments=self.moments.update(returns[taken].unsqueeze(1)), carried=carried)
+        moments = self.moments.update(returns[taken].unsqueeze(1), joined=joined)
+        return replace(self, moments=moments, carried=carried)
 
     def scale(self, reward: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
         """Scale and clip rewards of any shape."""

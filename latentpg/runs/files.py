@@ -11,6 +11,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,20 @@ def publish(path: Path, content: bytes) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Remove what a process that was killed in the midst of :func:`publish` left in a folder of its own.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Path(folder, ".metrics.csv.0h2k_x4z.tmp").touch()
+    ...     clear_temporaries(Path(folder))
+    ...     os.listdir(folder)
+    []
+    """
+    for path in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\.[\w.-]+\.\w{8}\.tmp", path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -43,11 +43,14 @@ def create_run_folder(
     """
     path = _make_default(name) if out is None else _make_given(out)
     folder = RunFolder(path, name)
-    write_toml(folder.file("config.toml"), {kind: name, **config})
-    write_json(
-        folder.file("run.json"),
-        {kind: name, "command": command, "seed": seed, "started": _now(), **describe_circumstances()},
-    )
+    try:
+        write_toml(folder.file("config.toml"), {kind: name, **config})
+        write_json(
+            folder.file("run.json"),
+            {kind: name, "command": command, "seed": seed, "started": _now(), **describe_circumstances()},
+        )
+    except OSError as error:
+        raise _unwritable(path, error.strerror or str(error)) from error
     return folder
 
 

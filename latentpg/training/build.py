@@ -51,7 +51,8 @@ def build(config: TrainingConfig) -> Built:
     >>> built.close()
     """
     run = config.run
-    envs = make_envs(config.selection.env, run.num_envs, vectorization_mode=run.vectorization_mode, timeout=run.worker_timeout)
+    mode, timeout = run.vectorization_mode, run.worker_timeout
+    envs = make_envs(config.selection.env, run.num_envs, vectorization_mode=mode, timeout=timeout)
     try:
         # one after the other: an evaluation is short, and every environment can be stepped so
         evaluation_envs = make_envs(config.selection.env, min(run.num_envs, run.eval_episodes))

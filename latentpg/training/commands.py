@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -28,7 +28,7 @@ from latentpg.training.seeds import draw_seeds, go_on, run_seeds
 from latentpg.training.signals import EXIT_OF_SIGNAL, stopping
 from latentpg.training.video import check_films, film_episodes
 
-_Number = TypeVar("_Number", int, float)
+_Number = TypeVar("_Number")
 
 RESUME_HELP = """usage: latentpg resume RUN [OPTIONS]
 
@@ -224,13 +224,13 @@ def _take_switch(words: Sequence[str], switch: str) -> tuple[bool, list[str]]:
     return switch in words, [word for word in words if word != switch]
 
 
-def _take_option(words: Sequence[str], option: str, kind: type[_Number]) -> tuple[_Number | None, list[str]]:
+def _take_option(words: Sequence[str], option: str, kind: Callable[[str], _Number]) -> tuple[_Number | None, list[str]]:
     """Take an option and its number out of the words; None if it is not there."""
-    for place, word in enumerate(words):
+    for place, word in enumerate([*words]):
         name, equals, given = word.partition("=")
         if name.replace("_", "-") != option:
             continue
-        end = place + 1 if equals else place + 2
+        end = place + (1 if equals else 2)
         text = given if equals else " ".join(words[place + 1 : end])
         try:
             return kind(text), [*words[:place], *words[end:]]

@@ -86,7 +86,7 @@ def resolve(values: Mapping[str, Any], *, where: str = "training") -> TrainingCo
     selection = select(values, where=where)
     check_names(values, selection, where=where)
     made = {
-        part: _make(where, maker, options_of(part, maker), values)
+        part: make_part(where, maker, options_of(part, maker), values)
         for part, maker in selection.parts().items()
         if part not in ("estimator", "proposal", "guide_objective")
     }
@@ -94,7 +94,7 @@ def resolve(values: Mapping[str, Any], *, where: str = "training") -> TrainingCo
     objective = None
     if selection.guide_objective != NONE:
         maker = SELECTORS["guide_objective"][selection.guide_objective]
-        objective = _make(where, maker, options_of("guide_objective", maker), values)
+        objective = make_part(where, maker, options_of("guide_objective", maker), values)
     config = TrainingConfig(selection, made["run"], made["policy"], estimator, objective, made["agent"], made["algo"])
     _check_entropy(config)
     return config
@@ -126,15 +126,22 @@ def check_names(values: Mapping[str, Any], selection: Selection, *, where: str) 
             raise unknown_option(where, name, known)
 
 
-def unknown_option(where: str, name: str, known: list[str], *, got: str | None = None) -> OptionError:
-    """Build the error for an option that no chosen part has."""
-    owner = owner_of(name)
+def unknown_option(
+    where: str,
+    name: str,
+    known: list[str],
+    *,
+    got: str | None = None,
+    owner: Callable[[str], str | None] = owner_of,
+) -> OptionError:
+    """Build the error for an option that no chosen part has; ``owner`` names a part that would have it."""
+    home = owner(name)
     return OptionError(
         where,
-        f"unknown option `{name}`" if owner is None else f"`{name}` is no option of the parts that were chosen",
+        f"unknown option `{name}`" if home is None else f"`{name}` is no option of the parts that were chosen",
         expected=f"one of {', '.join(known)}",
         got=repr(name) if got is None else got,
-        fix=did_you_mean(name, known) if owner is None else f"it belongs to {owner}; choose that, or drop it",
+        fix=did_you_mean(name, known) if home is None else f"it belongs to {home}; choose that, or drop it",
     )
 
 
@@ -210,7 +217,8 @@ def _is_outdated(name: str, below: Mapping[str, Any], above: Mapping[str, Any]) 
     return name in ("proposal", "guide_objective") and estimators[0] != estimators[1]
 
 
-def _make(where: str, maker: Callable[..., Any], options: Mapping[str, Any], values: Mapping[str, Any]) -> Any:  # noqa: ANN401 (any part)
+def make_part(where: str, maker: Callable[..., Any], options: Mapping[str, Any], values: Mapping[str, Any]) -> Any:  # noqa: ANN401 (any part)
+    """Build a part from its options, which are fields by name, and from values; what is not given has its default."""
     given = {
         field.name: as_declared(where, maker, field.name, values[name] if name in values else default_of(field))
         for name, field in options.items()
@@ -226,7 +234,7 @@ def _make_estimator(where: str, selection: Selection, values: Mapping[str, Any])
     }
     if selection.proposal != NONE:
         proposal = SELECTORS["proposal"][selection.proposal]
-        given["proposal"] = _make(where, proposal, options_of("proposal", proposal), values)
+        given["proposal"] = make_part(where, proposal, options_of("proposal", proposal), values)
     return maker(**given)
 
 

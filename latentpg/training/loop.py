@@ -20,6 +20,7 @@ from latentpg.errors import LatentPGError
 from latentpg.learners.batches import Means
 from latentpg.numerics.rng import stream_seed
 from latentpg.runs import Checkpoint, write_json
+from latentpg.runs.files import clear_temporaries
 from latentpg.training.build import Built
 from latentpg.training.config import TrainingConfig, known_values
 from latentpg.training.curves import draw_curve, evaluation_curve
@@ -103,6 +104,7 @@ class _Run:
             self._save(is_best=True)
             self._write(row)
             return
+        clear_temporaries(self.folder)
         facts = saved.facts
         why = restore(self.built.learner, saved.state)
         before = facts.get("inexact", "")

@@ -7,7 +7,7 @@ shows just them, each with the value it would have.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -28,7 +28,7 @@ from latentpg.training.config import (
     tuned_options,
     unknown_option,
 )
-from latentpg.training.parts import SELECTORS, Selection, options_of
+from latentpg.training.parts import SELECTORS, Selection, options_of, owner_of
 
 _SELECTS = tuple(each.name for each in fields(Selection))
 
@@ -84,7 +84,7 @@ def changed_options(words: Sequence[str], config: TrainingConfig) -> list[str]:
     given = {name: getattr(config.selection, name) for name in _SELECTS}
     changed = [
         f"{name} = {value}, and not {given[name]}"
-        for name, value in _selectors(words).items()
+        for name, value in choices_in(words).items()
         if name in given and value != given[name]
     ]
     if changed:
@@ -130,13 +130,13 @@ def command_of(config: TrainingConfig, seeds: Sequence[int] | None = None) -> st
     words = ["latentpg", "train", "--env", selection.env, "--algo", selection.algo]
     for name, value in values.items():
         if name in chosen or (name not in _SELECTS and name != "seed" and value != plain.get(name)):
-            words += _spell(name, value)
-    words += ["--seeds", _spell_seeds(seeds)] if seeds else ["--seed", str(config.run.seed)]
+            words += spell(name, value)
+    words += ["--seeds", spell_seeds(seeds)] if seeds else ["--seed", str(config.run.seed)]
     return shlex.join(words)
 
 
 def _parse(words: Sequence[str]) -> TrainCommand:
-    first = _selectors(words)
+    first = choices_in(words)
     file = {} if first.get("config") is None else read_options(Path(first["config"]))
     chosen = {name: first[name] for name in _SELECTS if name in first}
     if "env" in {**file, **chosen}:
@@ -159,10 +159,10 @@ def _parse(words: Sequence[str]) -> TrainCommand:
     return TrainCommand(resolved, seeds, options.num_workers, options.out, options.trust_env)
 
 
-def _selectors(words: Sequence[str]) -> dict[str, str]:
-    """Read the flags that decide which other flags there are."""
+def choices_in(words: Sequence[str], names: Sequence[str] = _SELECTS) -> dict[str, str]:
+    """Read the flags that decide which other flags there are: those of ``names``, and ``--config``, ``--no-tuned``."""
     found: dict[str, str] = {}
-    flags = {_flag(name): name for name in (*_SELECTS, "config")}
+    flags = {flag_of(name): name for name in (*names, "config")}
     for place, word in enumerate(words):
         name, equals, value = word.partition("=")
         name = name.replace("_", "-")
@@ -179,13 +179,13 @@ def _options_class(config: TrainingConfig, extra: Sequence[tuple[str, Any, Any, 
     parts: list[tuple[str, Any, Any]] = []
     for name in _SELECTS:
         kind: Any = str if name == "env" else Literal[tuple(SELECTORS[name])]
-        parts.append(_part(name, kind, values[name], _TEXTS[name]))
+        parts.append(option_field(name, kind, values[name], _TEXTS[name]))
     for name, (part, maker) in allowed(config.selection).items():
         hint = get_type_hints(maker)[options_of(part, maker)[name].name]
         value = tuple(values[name]) if isinstance(values[name], list) else values[name]
         chosen = part if part in ("run", "agent") else f"{part.replace('_', ' ')} {getattr(config.selection, part)}"
-        parts.append(_part(name, hint, value, _TEXTS.get(name, f"Of the {chosen}.")))
-    parts += [_part(*each) for each in extra]
+        parts.append(option_field(name, hint, value, _TEXTS.get(name, f"Of the {chosen}.")))
+    parts += [option_field(*each) for each in extra]
     return make_dataclass("TrainOptions", parts, frozen=True)
 
 
@@ -193,7 +193,9 @@ def _values(options: Any, config: TrainingConfig) -> dict[str, Any]:  # noqa: AN
     return {name: getattr(options, name) for name in config.flat()}
 
 
-def check_flags(where: str, words: Sequence[str], names: Sequence[str]) -> None:
+def check_flags(
+    where: str, words: Sequence[str], names: Sequence[str], owner: Callable[[str], str | None] = owner_of
+) -> None:
     """Refuse a flag that does not exist, with a suggestion, which tyro would not give."""
     for word in words:
         option = word.partition("=")[0].replace("_", "-")
@@ -201,27 +203,35 @@ def check_flags(where: str, words: Sequence[str], names: Sequence[str]) -> None:
             continue
         name = option.removeprefix("--").replace("-", "_")
         if option not in ("-h", "--help") and name not in names and name.removeprefix("no_") not in names:
-            raise unknown_option(where, name, list(names), got=repr(word))
+            raise unknown_option(where, name, list(names), got=repr(word), owner=owner)
 
 
 def _names(config: TrainingConfig, extra: Sequence[tuple[str, Any, Any, str]]) -> list[str]:
     return [*_SELECTS, *allowed(config.selection), *(name for name, *_ in extra)]
 
 
-def _part(name: str, kind: Any, default: Any, text: str) -> tuple[str, Any, Any]:  # noqa: ANN401 (a type, its value)
+def option_field(name: str, kind: Any, default: Any, text: str) -> tuple[str, Any, Any]:  # noqa: ANN401 (a type, its value)
+    """Return the field of an option for tyro: its name, its type with a line of help, and its default."""
     return name, Annotated[kind, tyro.conf.arg(help=text)], field(default=default)
 
 
-def _spell(name: str, value: Any) -> list[str]:  # noqa: ANN401 (an option's value)
+def spell(name: str, value: Any) -> list[str]:  # noqa: ANN401 (an option's value)
+    """Spell an option as the words of a command line."""
     if isinstance(value, bool):
-        return [_flag(name if value else f"no_{name}")]
-    return [_flag(name), *map(str, value)] if isinstance(value, list) else [_flag(name), str(value)]
+        return [flag_of(name if value else f"no_{name}")]
+    return [flag_of(name), *map(str, value)] if isinstance(value, list) else [flag_of(name), str(value)]
 
 
-def _spell_seeds(seeds: Sequence[int]) -> str:
+def spell_seeds(seeds: Sequence[int]) -> str:
+    """Spell seeds as :func:`seeds_of` reads them."""
     is_range = list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
     return f"{seeds[0]}:{seeds[0] + len(seeds)}" if is_range else ",".join(map(str, seeds))
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """Return the flag of an option.
+
+    >>> flag_of("num_envs")
+    '--num-envs'
+    """
     return f"--{name.replace('_', '-')}"

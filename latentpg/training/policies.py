@@ -26,7 +26,7 @@ from latentpg.policies import (
     PlainPolicy,
     TwoLevelPolicy,
 )
-from latentpg.policies.heads import BoxHead
+from latentpg.policies.heads import set_scale
 from latentpg.policies.priors import Latent
 from latentpg.programs import LatentPolicy
 from latentpg.values.critics import orthogonal_
@@ -43,14 +43,16 @@ class NetworkOptions:
     """What all networks of a run are, whatever the policy.
 
     ``hidden`` and ``activation`` are those of every network. A ``Box``'s actions begin with standard deviations of
-    ``exp(initial_log_std)``, in policy coordinates: its bounds are -1 and 1. With ``orthogonal_init`` networks start at
-    orthogonal weights, the policy's last layers at ``output_gain`` of them: at a hundredth a policy begins nearly alike
-    in all states and at all values of its latent, which then explores nothing before something is learnt.
+    ``exp(initial_log_std)``, in policy coordinates: its bounds are -1 and 1. They never fall below
+    ``exp(min_log_std)``; without it there is no floor. With ``orthogonal_init`` networks start at orthogonal weights,
+    the policy's last layers at ``output_gain`` of them: at a hundredth a policy begins nearly alike in all states and
+    at all values of its latent, which then explores nothing before something is learnt.
     """
 
     hidden: tuple[int, ...] = (64, 64)
     activation: Literal["tanh", "relu", "silu"] = "tanh"
     initial_log_std: float | int = 0.0
+    min_log_std: float | int | None = None
     orthogonal_init: bool = True
     output_gain: float | int = SMALL_GAIN
 
@@ -59,6 +61,9 @@ class NetworkOptions:
         where = f"{type(self).__name__}()"
         if not math.isfinite(self.initial_log_std):
             raise OptionError(where, "`initial_log_std`", expected="a finite number", got=repr(self.initial_log_std))
+        if self.min_log_std is not None and not math.isfinite(self.min_log_std):
+            expected = "a finite number, or none"
+            raise OptionError(where, "`min_log_std`", expected=expected, got=repr(self.min_log_std))
         if not 0 < self.output_gain < math.inf:
             raise OptionError(where, "`output_gain`", expected="a number > 0", got=repr(self.output_gain))
         if not self.hidden or any(width < 1 for width in self.hidden):
@@ -141,10 +146,23 @@ class EpisodePart(_SpanPart):
     """Options of :class:`~latentpg.policies.EpisodePolicy`.
 
     The latent is ``latent_size`` Gaussian numbers under a ``prior``, of ``num_prior_components`` where that is a
-    mixture, or one of ``num_codes`` codes. The guide reads the episode by ``reader``.
+    mixture, or one of ``num_codes`` codes. The guide reads the episode by ``reader``; the log standard deviations of a
+    Gaussian one begin at ``initial_guide_log_std``.
     """
 
     reader: Literal["attention", "gru"] = "attention"
+    initial_guide_log_std: float | int | None = None
+
+    def __post_init__(self) -> None:
+        """Check that there are standard deviations to begin anywhere."""
+        if self.initial_guide_log_std is not None and self.latent_kind == "codes":
+            raise OptionError(
+                "EpisodePart()",
+                "`initial_guide_log_std` of a guide that has none",
+                expected="none, for codes",
+                got=repr(self.initial_guide_log_std),
+                fix="--latent-kind gaussian",
+            )
 
 
 PolicyPart = MixturePart | GaussianPart | TwoLevelPart | PlainPart | ChunkPart | EpisodePart
@@ -200,10 +218,16 @@ def build_policy(
                 **common,
             )
         case EpisodePart():
-            made = EpisodePolicy(observation_space, action_space, latent=part.latent(), reader=part.reader, **common)
+            made = EpisodePolicy(
+                observation_space,
+                action_space,
+                latent=part.latent(),
+                reader=part.reader,
+                initial_guide_log_std=part.initial_guide_log_std,
+                **common,
+            )
     for module in made.modules():
-        if isinstance(module, BoxHead):
-            nn.init.constant_(module.log_std, float(network.initial_log_std))
+        set_scale(module, initial_log_std=network.initial_log_std, min_log_std=network.min_log_std)
     if network.orthogonal_init:
         for each in _networks_of(made):
             orthogonal_(each, output_gain=network.output_gain)

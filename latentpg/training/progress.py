@@ -22,6 +22,8 @@ SHOWN: Mapping[str, tuple[str, str]] = {
     "train/ratio_mean": ("ratio", ".2f"),
     "train/clip_fraction": ("clip", ".2f"),
     "train/approx_kl": ("KL", ".4f"),
+    "train/log_prob": ("log pi", ".2f"),
+    "valid/log_prob": ("held out", ".2f"),
     "time/fps": ("steps/s", ".0f"),
 }
 """What is shown of a row, where it is there: a short name and a format."""
@@ -41,21 +43,21 @@ def describe(row: Row) -> str:
 
 
 @contextmanager
-def progress(total: int, *, console: Console, done: int = 0) -> Iterator[Show]:
+def progress(total: int, *, console: Console, done: int = 0, unit: str = "steps") -> Iterator[Show]:
     """Show steps out of ``total``, the latest metrics, and about how long the rest will take."""
     if console.is_terminal:
-        with _bar(total, done, console) as show:
+        with _bar(total, done, console, unit) as show:
             yield show
     else:
-        yield _lines(total, done, console)
+        yield _lines(total, done, console, unit)
 
 
 @contextmanager
-def _bar(total: int, done: int, console: Console) -> Iterator[Show]:
+def _bar(total: int, done: int, console: Console, unit: str) -> Iterator[Show]:
     columns = (
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn("steps,"),
+        TextColumn(f"{unit},"),
         TimeRemainingColumn(),
         TextColumn("left,"),
         TextColumn("{task.fields[told]}"),
@@ -71,7 +73,7 @@ def _bar(total: int, done: int, console: Console) -> Iterator[Show]:
         yield show
 
 
-def _lines(total: int, done: int, console: Console) -> Show:
+def _lines(total: int, done: int, console: Console, unit: str) -> Show:
     start, written = time.monotonic(), done * LINES // total
     latest: dict[str, float | int] = {}
 
@@ -85,7 +87,7 @@ def _lines(total: int, done: int, console: Console) -> Show:
         written = reached
         left = (time.monotonic() - start) / (steps - done) * max(total - steps, 0)
         console.print(
-            f"{steps}/{total} steps, about {left:.0f} s left: {describe(latest)}", highlight=False, soft_wrap=True
+            f"{steps}/{total} {unit}, about {left:.0f} s left: {describe(latest)}", highlight=False, soft_wrap=True
         )
 
     return show

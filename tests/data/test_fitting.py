@@ -9,8 +9,17 @@ from gymnasium import spaces
 from torch.distributions import Normal
 
 from latentpg import MixturePolicy, seeded
-from latentpg.data import DataError, Demonstrations, action_log_jacobian, check_policy, encode_for_spaces
+from latentpg.data import (
+    DataError,
+    Demonstrations,
+    action_log_jacobian,
+    check_policy,
+    chunk_rows,
+    encode_for_spaces,
+    episode_rows,
+)
 from latentpg.errors import SpaceError
+from latentpg.policies import ChunkPolicy, EpisodePolicy
 from tests.data.files import ACTION, OBS
 
 SEEN = spaces.Box(-np.inf, np.inf, (2,))
@@ -103,8 +112,21 @@ def test_another_floating_point_type_is_refused() -> None:
 @pytest.mark.production
 @pytest.mark.parametrize(("seen", "done"), [(3, 1), (2, 2)])
 def test_other_dimensions_than_the_policys_are_refused(seen: int, done: int) -> None:
-    with pytest.raises(DataError, match=r"does not run on observations \[M, 2\] and actions \['M', 1\]"):
+    with pytest.raises(DataError, match=r"does not run on observations \[M, 2\] and actions \[M, 1\]"):
         check_policy(demos(ACTION), policy(seen, done))
+
+
+def test_chunks_and_episodes_are_asked_about_as_they_will_be_learnt() -> None:
+    data, box = demos(ACTION), spaces.Box(-1, 1, (1,))
+    with seeded(0):
+        chunks = ChunkPolicy(spaces.Box(-1, 1, (2,)), box, horizon=2, hidden=(4,))
+        episodes = EpisodePolicy(spaces.Box(-1, 1, (2,)), box, hidden=(4,))
+    check_policy(data, chunks, rows=chunk_rows(data, horizon=2))
+    check_policy(data, episodes, rows=episode_rows(data))
+    with pytest.raises(DataError, match=r"observations \[M, 2\][\s\S]*likely: *a policy over chunks"):
+        check_policy(data, chunks)
+    with pytest.raises(DataError, match=r"observations \[B, T=3, 2\] and actions \[B, T=3, 1\]"):
+        check_policy(data, chunks, rows=chunk_rows(data, horizon=3))
 
 
 def test_actions_that_a_policy_cannot_produce_are_refused() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from latentpg.errors import OptionError, QuadratureError, ShapeError, SiteError, SpaceError
 from latentpg.estimators import Prior
 from latentpg.evaluation import likelihood as module
-from latentpg.evaluation.likelihood import exact_likelihood, iwae_curve, quadrature_likelihood
+from latentpg.evaluation.likelihood import exact_likelihood, in_blocks, iwae_curve, quadrature_likelihood
 from latentpg.evaluation.report import EXACT, LOWER_BOUND, action_scale_of, report_likelihood
 from latentpg.numerics.rng import seeded
 from latentpg.numerics.weights import log_mean_exp
@@ -20,7 +20,7 @@ from latentpg.oracles.enumeration import tuples
 from latentpg.oracles.linear_gaussian import LinearGaussianPolicy
 from latentpg.oracles.softmax import TabularLatentPolicy
 from latentpg.policies import MixturePolicy, encode_actions
-from latentpg.programs import Span, act
+from latentpg.programs import Observations, Span, act
 
 ROWS = 24
 CLUSTER = torch.arange(ROWS) // 4
@@ -50,6 +50,27 @@ def test_enumeration_is_the_table_whatever_the_blocks(monkeypatch: pytest.Monkey
     assert (found.kind, found.method) == (EXACT, "enumerated")
     assert found.per_row.value == pytest.approx(float(expected.mean()))
     assert "exact (enumerated), 24 rows of 6 episodes" in found.lines()[0]
+
+
+def test_long_rows_are_taken_fewer_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for 40 steps: of rows of 6 steps with 3 values each 2 at a time, of bare steps 13, and one at the least."""
+    sizes: list[int] = []
+
+    def run(obs: Observations, action: Tensor) -> Tensor:
+        sizes.append(len(action))
+        return action.flatten(1).sum(1)
+
+    monkeypatch.setattr(module, "PIECE", 40)
+    span = Span(torch.zeros(5, 6, 2), torch.ones(5, 6, dtype=torch.bool))
+    action = torch.arange(30.0).reshape(5, 6, 1)
+    found = in_blocks(run, span, action, 3)
+    assert sizes == [2, 2, 1] and torch.equal(found, action.flatten(1).sum(1))
+    sizes.clear()
+    in_blocks(run, torch.zeros(20, 2), torch.zeros(20, 1), 3)
+    assert sizes == [13, 7]
+    sizes.clear()
+    in_blocks(run, span, action, 100)
+    assert sizes == [1] * 5
 
 
 def test_quadrature_is_the_closed_form() -> None:

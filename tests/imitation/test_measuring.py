@@ -17,7 +17,7 @@ from latentpg.imitation import (
     step_rows,
 )
 from latentpg.numerics.rng import seeded
-from latentpg.policies import GaussianPolicy
+from latentpg.policies import CodeLatent, EpisodePolicy, GaussianPolicy
 from latentpg.programs import DiagNormal, MultiBernoulli
 from tests.imitation.small import BOX, gaussian, made_policy, observed, tabular, two_ways, whole_episodes
 
@@ -174,6 +174,16 @@ def test_a_discrete_fit_has_its_curve_within_bias_and_noise_of_the_enumerated_va
         curve = iwae_curve(policy, rows.obs, rows.action, rows.episode, num_particles=(16, 256), level=0.9999)
     for point in curve.points:
         assert point.noise.low - abs(point.bias) <= exact + point.bias <= point.noise.high + abs(point.bias)
+
+
+def test_the_report_states_the_floor_of_sigma() -> None:
+    rows = whole_episodes()
+    for floor, told in ((-4, "at least exp(-4) = 0.01832"), (None, "without a floor")):
+        with seeded(0):
+            policy = EpisodePolicy(*BOX, latent=CodeLatent(3), hidden=(4,), min_log_std=floor).double()
+        assert told in held_out(policy, rows).lines()[-1]
+    table, plain_rows = tabular()
+    assert held_out(table, plain_rows).noise is None and "sigma" not in " ".join(held_out(table, plain_rows).lines())
 
 
 def test_an_empty_split_is_refused() -> None:

@@ -93,8 +93,8 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "a run goes on with the options it began with",
         "latentpg/training/folders.py",
-        "    if known == now:\n",
-        "    if True:\n",
+        "    if differs:\n        raise refused_change(differs)\n",
+        "    pass\n",
         ("tests/training",),
     ),
     Guard(

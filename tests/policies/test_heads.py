@@ -1,6 +1,7 @@
 """Action heads: from numbers to a distribution over policy coordinates, and from an action to what a guide reads."""
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch.distributions as plain
 from gymnasium import spaces
 from torch import Tensor
 
-from latentpg.errors import SpaceError
-from latentpg.policies.heads import make_head
+from latentpg.errors import OptionError, SpaceError
+from latentpg.policies import ChunkPolicy, EpisodePolicy
+from latentpg.policies.heads import BoxHead, make_head, scale_floors, set_scale
 
 CASES: list[tuple[spaces.Space[Any], int, tuple[int, ...]]] = [
     (spaces.Discrete(4), 4, ()),
@@ -113,3 +115,44 @@ def test_a_space_without_a_head_is_refused() -> None:
         with pytest.raises(SpaceError, match="no action head serves it") as caught:
             make_head(space)
         assert repr(space) in str(caught.value)
+
+
+def test_a_floor_is_added_to_the_learnt_deviation() -> None:
+    """Sigma = e^-2 + e^rho: for rho = -2, ln 2 above; for rho = -30, the floor; and a slope of its share everywhere."""
+    head = BoxHead(3, min_log_std=-2)
+    with torch.no_grad():
+        head.log_std.copy_(torch.tensor([-2.0, -30.0, 3.0]))
+    expected = [-2 + math.log(2), -2.0, 3 + math.log1p(math.exp(-5))]
+    assert head.log_scale.tolist() == pytest.approx(expected)
+    (slope,) = torch.autograd.grad(head.log_scale.sum(), head.log_std)
+    assert slope.tolist() == pytest.approx([0.5, math.exp(-28), 1 / (1 + math.exp(-5))], rel=1e-4)
+    assert head(torch.zeros(3)).variance.sqrt().tolist() == pytest.approx([math.exp(x) for x in expected])
+
+
+def test_the_density_of_a_point_is_bounded_by_the_floor() -> None:
+    for floor, bounded in ((-4.0, True), (None, False)):
+        head = BoxHead(2, initial_log_std=-60, min_log_std=floor)
+        highest = float(head(torch.zeros(2)).log_prob(torch.zeros(2)).detach())
+        assert (highest <= 2 * (4 - 0.5 * math.log(2 * math.pi)) + 1e-5) is bounded
+
+
+def test_policies_hand_start_and_floor_on() -> None:
+    spaces_ = (spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (2,)))
+    for policy in (
+        EpisodePolicy(*spaces_, initial_log_std=-1, min_log_std=-4),
+        ChunkPolicy(*spaces_, initial_log_std=-1, min_log_std=-4),
+    ):
+        assert scale_floors(policy) == [-4.0]
+        head = next(each for each in policy.modules() if isinstance(each, BoxHead))
+        assert head.log_std.tolist() == [-1.0, -1.0]
+    other = make_head(spaces.Discrete(3))
+    set_scale(other, initial_log_std=-1, min_log_std=-4)  # there is nothing to set
+    assert scale_floors(other) == []
+
+
+def test_a_floor_that_is_none_is_refused() -> None:
+    for value in (math.nan, math.inf):
+        with pytest.raises(OptionError, match="`min_log_std`"):
+            BoxHead(2, min_log_std=value)
+        with pytest.raises(OptionError, match="`min_log_std`"):
+            set_scale(BoxHead(2), min_log_std=value)

@@ -106,6 +106,18 @@ def test_no_path_leads_through_a_mixtures_draw() -> None:
         mixture.rsample()
 
 
+def test_each_coordinate_has_its_own_marginal() -> None:
+    """Written out for two components in two dimensions; the marginals of one component alone add up to it."""
+    loc, log_scale = torch.tensor([[0.0, 1.0], [2.0, -1.0]]), torch.tensor([[0.0, -1.0], [0.5, 0.0]])
+    mixture = NormalMixture(torch.tensor([0.25, 0.75]).log(), loc, log_scale)
+    value = torch.tensor([[0.3, 0.2], [1.0, -2.0]])
+    each = torch.distributions.Normal(loc, log_scale.exp()).log_prob(value.unsqueeze(1)).exp()
+    expected = (0.25 * each[:, 0] + 0.75 * each[:, 1]).log()
+    assert torch.allclose(mixture.coordinate_log_prob(value), expected, atol=1e-6)
+    one = NormalMixture(torch.zeros(1), loc[:1], log_scale[:1])
+    assert torch.allclose(one.coordinate_log_prob(value).sum(-1), one.log_prob(value), atol=1e-6)
+
+
 def test_responsibilities_are_bayes_rule() -> None:
     with seeded(4):
         mixture, value = some_mixture(4), torch.randn(4, 2, dtype=torch.float64)

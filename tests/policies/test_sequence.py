@@ -1,6 +1,7 @@
 """Episode-long latents: guides that read a sequence, the prior matched to them, and acting with a held latent."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -201,3 +202,25 @@ def test_actions_of_another_shape_are_refused() -> None:
         score_guide(policy, span, torch.zeros(ROWS, 2, dtype=torch.float64), z)
     with pytest.raises(OptionError, match="`num_queries`"):
         AttentionGuide(3, make_head(ACTIONS["box"]), (4,), 2, nn.Tanh, num_queries=0)
+
+
+@each_reader
+def test_a_guide_begins_as_narrow_as_asked(how: str) -> None:
+    """The read-out's biases decide: what its weights add differs from episode to episode, and 0 would be the mean."""
+    reader_name: Any = how
+    policy = EpisodePolicy(
+        SEEN, ACTIONS["box"], latent=GaussianLatent(3), reader=reader_name, hidden=(6, 4), initial_guide_log_std=-2
+    )
+    last = policy.guide_net.readout.layers[-1]
+    assert isinstance(last, nn.Linear)
+    assert last.bias[3:].tolist() == [-2.0] * 3 and -2.0 not in last.bias[:3].tolist()
+    with torch.no_grad():
+        last.weight.zero_()
+        q = draw_guide(policy, torch.zeros(2, 3), torch.zeros(2, 2), num_particles=1).distributions["z"]
+    assert float((q.variance.sqrt() - math.exp(-2)).abs().max()) < 1e-6
+
+
+@pytest.mark.production
+def test_codes_have_no_width_to_begin_with() -> None:
+    with pytest.raises(OptionError, match="`initial_guide_log_std` of a guide that has none"):
+        EpisodePolicy(SEEN, ACTIONS["box"], latent=CodeLatent(3), initial_guide_log_std=-2)
