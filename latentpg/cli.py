@@ -1,9 +1,9 @@
 """The ``latentpg`` command.
 
-``latentpg train`` trains a policy, ``evaluate`` and ``resume`` take up what it left; ``latentpg study NAME`` runs a
-named study, ``latentpg list`` shows what there is. Exit status: 0, or 2 after one message on the error stream for a
-mistake of the user's or a run that failed, or 130 when interrupted, 143 when terminated, 141 when nobody reads the
-output any more.
+``latentpg train`` trains a policy, ``evaluate`` and ``resume`` take up what it left; ``record`` records
+demonstrations; ``latentpg study NAME`` runs a named study, ``latentpg list`` shows what there is. Exit status: 0, or 2
+after one message on the error stream for a mistake of the user's or a run that failed, or 130 when interrupted, 143
+when terminated, 141 when nobody reads the output any more.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from latentpg import __version__
+from latentpg.cloning.commands import evaluate_run, imitate_command, resume_run
 from latentpg.errors import LatentPGError, OptionError, StudyError, did_you_mean
+from latentpg.recording import SCRIPTED, record_command
 from latentpg.runs import create_run_folder, open_run_folder
 from latentpg.studies import (
     Outputs,
@@ -41,7 +43,7 @@ from latentpg.studies.execute import check_workers, run_cells
 from latentpg.studies.options import check_owner_names, command_of, options_of, resolve
 from latentpg.studies.run import Rows
 from latentpg.studies.store import CellStore, fingerprint_of
-from latentpg.training.commands import evaluate_command, resume_command, train_command
+from latentpg.training.commands import train_command
 from latentpg.training.listing import everything
 
 USAGE_ERROR = 2
@@ -64,11 +66,11 @@ def main() -> int:
             return _told(sys.argv[1:])
         finally:
             sys.stdout.flush()  # now, for at the interpreter's end nobody can answer a pipe that is closed
-    except BrokenPipeError:
+    except OSError as error:  # of what is said itself: whoever read it has gone, or there is no room for it
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):  # which would be flushed once more
             os.dup2(nowhere, stream.fileno())
-        return UNREAD
+        return UNREAD if isinstance(error, BrokenPipeError) else USAGE_ERROR
 
 
 def _told(words: Sequence[str]) -> int:
@@ -137,11 +139,15 @@ usage: latentpg COMMAND [OPTIONS]
 
   train        train a policy: `latentpg train --env CartPole-v1`; with --help and the names of
                parts (--algo, --policy, --estimator, ...) it shows the options of just those
-  evaluate RUN mean return of a run's policy over whole episodes
+  imitate      learn a policy from demonstrations: `latentpg imitate --data FILE --env ID`;
+               with --help and --policy, --objective it shows the options of just those
+  record       record demonstrations of an environment by a scripted or trained expert:
+               `latentpg record --env latentpg/Avoiding-v0 --episodes-per-mode 4 --out demos.npz`
+  evaluate RUN mean return of a run's policy over whole episodes; of a cloned one its measures
   resume RUN   go on with a run that was stopped
   study NAME   run a study: a file FILE.toml, or one of {", ".join(named_studies())};
                `latentpg study NAME --help` shows its options
-  list         list algorithms, policies, estimators, guide objectives, studies, option files, environments
+  list         list algorithms, policies, estimators, objectives, studies, option files, environments
   --version    print the version
   -h, --help   print this"""
 
@@ -252,7 +258,8 @@ def _list(words: Sequence[str]) -> int:
     _check_words("latentpg list", words, [])
     tyro.cli(ListOptions, args=words, prog="latentpg list")
     console = _console()
-    for title, known in everything().items():
+    recorded = {name: f"{each.title} latentpg record --env {name} --out FILE.npz" for name, each in SCRIPTED.items()}
+    for title, known in {**everything(), "What `latentpg record` has a script for": recorded}.items():
         console.print(f"\n[bold]{title}[/bold]")
         table = Table(box=None, show_header=False, pad_edge=True)
         for name, text in known.items():
@@ -268,8 +275,10 @@ def _console() -> Console:
 
 _COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "train": train_command,
-    "evaluate": evaluate_command,
-    "resume": resume_command,
+    "imitate": imitate_command,
+    "record": record_command,
+    "evaluate": evaluate_run,
+    "resume": resume_run,
     "study": _study,
     "list": _list,
 }

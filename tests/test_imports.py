@@ -26,7 +26,8 @@ LAYERS = (
     {"rollout", "runs", "data"},
     {"learners", "evaluation"},
     {"imitation"},
-    {"studies", "training"},
+    {"studies", "training", "recording"},
+    {"cloning"},
     {"latentpg"},  # the facade: `import latentpg`
     {"cli", "__main__"},
 )

@@ -14,7 +14,7 @@ from benchmarks.learning._shared_modes import GAIN, LOG_STD, POLICIES, spread_ou
 from latentpg.envs.mixing_goals import GOALS
 from latentpg.numerics.rng import seeded
 from latentpg.training import prepared, resolve
-from latentpg.training.parts import SMALL_GAIN
+from latentpg.training.policies import SMALL_GAIN
 
 
 def test_effective_modes_of_even_successes() -> None:

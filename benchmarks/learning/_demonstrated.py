@@ -70,7 +70,7 @@ class Shown:
         return span_rows(chunk_rows(self.train, horizon=HORIZON, stride=1))
 
     def held_out(self, span: str) -> FitRows:
-        """What is measured on, as rows of the span of a latent: ``"episode"``, ``"chunk"`` or ``"step"``."""
+        """Return what is measured on, as rows of the span of a latent: ``"episode"``, ``"chunk"`` or ``"step"``."""
         if span == "chunk":
             return executed_rows(chunk_rows(self.test, horizon=HORIZON))
         return executed_rows(episode_rows(self.test))

@@ -1,27 +1,27 @@
 r"""What the LASA study draws with: the motions as rows, paper to draw on, and how far two motions are apart.
 
-A motion is seen from where it begins: the observation is :math:`(x_t - x_1, t/T)` in millimetres and as a share of the
-motion, the action the displacement :math:`x_{t+1}-x_t` in millimetres. Every motion thus begins at the same
-observation, and which of the 30 it is to be only the latent can say. The law of motion is
+A motion is seen from where it begins: the observation is :math:`(x_t - x_1, 100\,t/T)` in millimetres and as a
+percentage of the motion, the action the displacement :math:`x_{t+1}-x_t` in millimetres. Every motion thus begins at
+the same observation, and which of the 30 it is to be only the latent can say. The law of motion is
 :math:`x_{t+1} = x_t + a_t`, exactly, so that nothing else is needed to see what a policy draws (:func:`draw_motions`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from latentpg.data import Demonstrations, read_lasa
 from latentpg.policies import PlainPolicy
-from latentpg.programs import Latents, LatentPolicy, act, conditionals
+from latentpg.programs import LatentPolicy, Latents, act, conditionals
 from latentpg.programs.capture import ACTION
 
 EVERY = 20
@@ -31,7 +31,7 @@ NUM_STEPS = 1000 // EVERY
 """Steps of a motion, T."""
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (3,), np.float32)
-"""Where the pen is from its start, in millimetres, and the share of the motion that is over."""
+"""Where the pen is from its start, in millimetres, and the percentage of the motion that is over."""
 
 ACTIONS = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 """A displacement in millimetres. Without bounds, so that a policy's coordinates are the data's."""
@@ -42,8 +42,8 @@ def motions(shapes: Sequence[str] | None = None) -> Demonstrations:
     read = read_lasa(shapes=shapes, every=EVERY)
     assert read.dt is not None
     origin = read.obs[read.starts][read.episode]
-    phase = read.step.to(read.obs.dtype) / NUM_STEPS
-    seen = torch.cat([read.obs - origin, phase.unsqueeze(1)], 1)
+    over = 100 * read.step.to(read.obs.dtype) / NUM_STEPS
+    seen = torch.cat([read.obs - origin, over.unsqueeze(1)], 1)
     return replace(read, obs=seen, action=read.action * read.dt[read.episode].unsqueeze(1), dt=None)
 
 
@@ -71,34 +71,38 @@ class Seen(nn.Module):
         self.normalizer = normalizer
         self.register_buffer("turns", torch.pi * torch.arange(1, waves + 1, dtype=torch.float32))
 
-    def forward(self, obs: Float[Tensor, "N 3"]) -> Float[Tensor, "N F"]:
-        """Encode every step."""
-        angle = obs[:, 2:] * self.turns
+    def forward(self, obs: Float[Tensor, "N S"]) -> Float[Tensor, "N F"]:
+        """Encode every step; what is told beside place and percentage is standardised alone."""
+        angle = obs[:, 2:3] / 100 * self.turns
         return torch.cat([self.normalizer(obs), angle.sin(), angle.cos()], 1)
 
 
 @torch.no_grad()
-def draw_motions(policy: LatentPolicy, number: int, *, steady: bool) -> Float[NDArray[np.float64], "E P 2"]:
+def draw_motions(
+    policy: LatentPolicy, number: int, *, steady: bool, told: Float[Tensor, "E C"] | None = None
+) -> Float[NDArray[np.float64], "E P 2"]:
     """Draw z from the prior at the start, hold it, and let the pen go where the policy says.
 
     ``steady`` takes the decoder's mean at every step; otherwise each displacement is a draw, as in the likelihood.
+    ``told`` is what the policy sees beside place and percentage, the same in all steps of a motion.
     """
     at = torch.zeros(number, 2)
-    held = act(policy, _seen(at, 0)).latents
+    beside = torch.zeros(number, 0) if told is None else told
+    held = act(policy, _seen(at, 0, beside)).latents
     taken = []
     for step in range(NUM_STEPS):
-        obs = _seen(at, step)
+        obs = _seen(at, step, beside)
         law = policy.distribution(obs) if isinstance(policy, PlainPolicy) else _decoded(policy, obs, held)
         taken.append((law.mean if steady else law.sample()).reshape(number, 2))
         at = at + taken[-1]
     return drawn(torch.stack(taken, 1))
 
 
-def _seen(at: Float[Tensor, "E 2"], step: int) -> Float[Tensor, "E 3"]:
-    return torch.cat([at, torch.full((len(at), 1), step / NUM_STEPS)], 1)
+def _seen(at: Float[Tensor, "E 2"], step: int, beside: Float[Tensor, "E C"]) -> Float[Tensor, "E S"]:
+    return torch.cat([at, torch.full((len(at), 1), 100 * step / NUM_STEPS), beside], 1)
 
 
-def _decoded(policy: LatentPolicy, obs: Float[Tensor, "E 3"], held: Latents) -> Distribution:
+def _decoded(policy: LatentPolicy, obs: Float[Tensor, "E S"], held: Latents) -> Distribution:
     return conditionals(policy, obs, {name: value.unsqueeze(0) for name, value in held.items()})[ACTION]
 
 
@@ -141,3 +145,49 @@ def distances(
     block = 16  # some 10^7 numbers at a time
     parts = [dtw(ones[start : start + block, None], others[None]) for start in range(0, len(ones), block)]
     return np.concatenate(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """N samples beside E demonstrations: each one's nearest shape, the distance, and whether it counts as that shape.
+
+    ``apart [N, E]`` are the distances in millimetres, ``shape [N]`` that of the nearest demonstration. A sample counts
+    where its nearest demonstration is no further than the shape's own demonstrations are from each other: the largest,
+    over the seven, of the distance to the nearest fellow.
+    """
+
+    apart: Float[NDArray[np.float64], "N E"]
+    shape: Int[NDArray[np.int64], " N"]
+    counts: Bool[NDArray[np.bool_], " N"]
+
+    @property
+    def nearest(self) -> Float[NDArray[np.float64], " N"]:
+        """Distance of each sample to its nearest demonstration."""
+        return self.apart.min(1)
+
+    @property
+    def shapes(self) -> list[int]:
+        """Shapes that at least one sample counts as."""
+        return sorted({int(shape) for shape in self.shape[self.counts]})
+
+
+def judge(samples: Float[NDArray[np.float64], "N P 2"], demonstrations: Demonstrations) -> Judged:
+    """Hold samples against all demonstrations."""
+    assert demonstrations.mode is not None
+    shown, mode = paths(demonstrations), demonstrations.mode.numpy()
+    apart = distances(samples, shown)
+    shape = mode[apart.argmin(1)]
+    spread = np.array([spread_of(shown[mode == each]) for each in range(int(mode.max()) + 1)])
+    return Judged(apart, shape, apart.min(1) <= spread[shape])
+
+
+def spread_of(fellows: Float[NDArray[np.float64], "E P 2"]) -> float:
+    """Return the largest distance of a path to the nearest other one.
+
+    >>> line = np.array([[0.0, 0.0], [1.0, 0.0]])
+    >>> spread_of(np.stack([line, line + [0.0, 1.0], line + [0.0, 5.0]]))
+    4.0
+    """
+    apart = distances(fellows, fellows)
+    np.fill_diagonal(apart, np.inf)
+    return float(apart.min(1).max())

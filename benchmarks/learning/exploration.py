@@ -52,7 +52,7 @@ from latentpg.training import (
 )
 from latentpg.training.build import make_policy
 from latentpg.training.config import known_values
-from latentpg.training.parts import SMALL_GAIN
+from latentpg.training.policies import SMALL_GAIN
 
 SEEDS = (0, 1, 2, 3, 4)
 

@@ -75,6 +75,8 @@ def parse_imitate(words: Sequence[str]) -> ImitateCommand:
         words = ["--data", "scripted:latentpg/Avoiding-v0", "--help"]
     first = choices_in(words, _CHOOSE)
     chosen = {name: first[name] for name in _CHOOSE if name in first}
+    if Path(chosen.get("data", "")).exists():  # so that the run can go on from anywhere
+        chosen["data"] = str(Path(chosen["data"]).absolute())
     file = {} if first.get("config") is None else read_options(Path(first["config"]))
     if file:  # which must suit the parts that it chooses itself
         own = {"data": chosen.get("data", ""), **file}
@@ -89,7 +91,7 @@ def parse_imitate(words: Sequence[str]) -> ImitateCommand:
     )
     if config.selection.env is not None:
         check_trust(config.selection.env, trusted=options.trust_env)
-    resolved = resolve({name: getattr(options, name) for name in config.flat()})
+    resolved = resolve({name: getattr(options, name) for name in config.flat()} | chosen)
     seeds = None if options.seeds is None else seeds_of(options.seeds)
     return ImitateCommand(resolved, seeds, options.out, options.trust_env)
 

@@ -14,7 +14,6 @@ from typing import Any
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 
-from latentpg.cloning.acting import check_acting
 from latentpg.cloning.config import CloningConfig
 from latentpg.cloning.sources import demonstrations_of, spaces_of
 from latentpg.data import (
@@ -89,9 +88,9 @@ def prepare(config: CloningConfig, envs: VectorEnv[Any, Any, Any] | None) -> Pre
     run = config.run
     if envs is None and run.acting == "ensembled":
         pass  # nothing is played, so that nothing is averaged
-    demonstrations = demonstrations_of(
-        config.selection.data, number=run.num_demonstrations, seed=run.demonstration_seed
-    )
+    data = config.selection.data
+    demonstrations = demonstrations_of(data, number=run.num_demonstrations, seed=run.demonstration_seed)
+    where: tuple[spaces.Space[Any], spaces.Space[Any]]
     if envs is None:
         where = spaces_of(demonstrations)
     else:

@@ -1,8 +1,7 @@
-"""Where demonstrations come from: a file, the handwriting data, or a scripted demonstrator of this package."""
+"""Where demonstrations come from: a file or folder, the handwriting data, or a scripted demonstrator."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,9 @@ from gymnasium import spaces
 
 from latentpg.cloning.parts import SCRIPTED
 from latentpg.data import Demonstrations, read_demonstrations
-from latentpg.envs import avoiding, avoiding_demonstrator, routes_demonstrator
-from latentpg.envs.demonstrators import ShownEpisodes
 from latentpg.errors import OptionError, did_you_mean
-
-Demonstrator = Callable[[int, int], ShownEpisodes]
-"""Shows a number of episodes, by a seed."""
+from latentpg.recording import SCRIPTED as SCRIPTS
+from latentpg.recording import shown_by_script
 
 
 def demonstrations_of(data: str, *, number: int, seed: int) -> Demonstrations:
@@ -30,45 +26,21 @@ def demonstrations_of(data: str, *, number: int, seed: int) -> Demonstrations:
     if not data.startswith(SCRIPTED):
         return read_demonstrations(data).to(torch.float32)
     env = data.removeprefix(SCRIPTED)
-    if env not in DEMONSTRATORS:
+    if env not in SCRIPTS:
+        known = [f"{SCRIPTED}{name}" for name in SCRIPTS]
         raise OptionError(
-            "--data",
-            "no scripted demonstrator",
-            expected=" or ".join(f"{SCRIPTED}{name}" for name in DEMONSTRATORS),
-            got=repr(data),
-            fix=did_you_mean(data, [f"{SCRIPTED}{name}" for name in DEMONSTRATORS]),
+            "--data", "no scripted demonstrator", expected=" or ".join(known), got=data, fix=did_you_mean(data, known)
         )
-    shown = DEMONSTRATORS[env](number, seed)
-    return Demonstrations(
-        torch.from_numpy(shown.obs),
-        torch.from_numpy(shown.action),
-        torch.from_numpy(shown.episode),
-        mode=torch.from_numpy(shown.mode),
-        source=data,
-    )
-
-
-def _show_avoiding(number: int, seed: int) -> ShownEpisodes:
-    if number % avoiding.NUM_MODES:
+    try:
+        return shown_by_script(env, episodes=number, seed=seed)
+    except OptionError as error:  # which names the options of another command
         raise OptionError(
-            "--num-demonstrations",
-            "as many of each of the 24 ways",
-            expected=f"a multiple of {avoiding.NUM_MODES}",
+            "latentpg imitate",
+            "`--num-demonstrations` of a script that shows every mode as often as any other",
+            expected="a multiple of its modes",
             got=repr(number),
-            fix=f"--num-demonstrations {max(1, number // avoiding.NUM_MODES) * avoiding.NUM_MODES}",
-        )
-    return avoiding_demonstrator.demonstrate(per_mode=number // avoiding.NUM_MODES, seed=seed)
-
-
-def _show_routes(number: int, seed: int) -> ShownEpisodes:
-    return routes_demonstrator.demonstrate(num_episodes=number, seed=seed)
-
-
-DEMONSTRATORS: Mapping[str, Demonstrator] = {
-    "latentpg/Avoiding-v0": _show_avoiding,
-    "latentpg/Routes-v0": _show_routes,
-}
-"""Scripted demonstrators by the environment that they act in."""
+            fix="--num-demonstrations 96",
+        ) from error
 
 
 def spaces_of(demonstrations: Demonstrations) -> tuple[spaces.Box, spaces.Space[Any]]:

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from gymnasium.vector import VectorEnv
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from latentpg.errors import OptionError
@@ -53,6 +53,7 @@ from latentpg.numerics.surrogates import ppo_clip
 from latentpg.numerics.targets import gae
 from latentpg.programs import Observations, Span
 from latentpg.rollout import (
+    Episodes,
     ObservationNormalizer,
     RewardScaler,
     Rollout,
@@ -76,17 +77,6 @@ class _Data:
     target: Float[Tensor, " M"]
     value: Float[Tensor, " M"]
     index: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class _Acted:
-    """What an update acted out: data, what was seen and where it counts, steps, and metrics."""
-
-    data: _Data
-    obs: Float[Tensor, "M S"]
-    mask: Bool[Tensor, " M"] | None
-    steps: int
-    metrics: Mapping[str, float]
 
 
 class PPO:
@@ -144,13 +134,16 @@ class PPO:
         group = self.agent.group
         with seeded(stream_seed(self.seed, stream_of(group, f"update {self.num_updates}"))):
             acted = self._act()
-            metrics = self._learn(acted.data, progress)
+            metrics = self._learn(acted, progress)
+        steps = acted.transitions
         if self.normalizer is not None:
             seen = partial(moments_over, group)
-            self.normalizer.update(acted.obs, mask=acted.mask, joined=seen)
-        self.num_timesteps += int(total_over(group, acted.steps))
+            mask = acted.mask if isinstance(acted, Rollout) else None
+            self.normalizer.update(steps.obs, mask=mask, joined=seen)
+        taken = acted.num_transitions if isinstance(acted, Rollout) else steps.num_rows + acted.num_idle_steps
+        self.num_timesteps += int(total_over(group, taken))
         self.num_updates += 1
-        return metrics_over(group, {**acted.metrics, **metrics}, acted.steps)
+        return metrics_over(group, {**episode_metrics(acted), **metrics}, taken)
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that the next update hangs on, as tensors by name; see :class:`Learner`."""
@@ -179,15 +172,13 @@ class PPO:
             self.collector = resume_collector(self.envs, stood, first=first, members=members)
         self.num_timesteps, self.num_updates = int(state["num_timesteps"]), int(state["num_updates"])
 
-    def _act(self) -> _Acted:
-        """Act, and give credit: for so many steps, or for whole episodes."""
+    def _act(self) -> Rollout | Episodes:
+        """Act for so many steps, or for whole episodes."""
         options, policy = self.options, self.agent.policy
         if self.collector is not None:
-            rollout = self.collector.collect(policy, num_steps=options.num_steps)
-            steps, seen = rollout.num_transitions, rollout.transitions.obs
-            return _Acted(self._evaluate(rollout), seen, rollout.mask, steps, episode_metrics(rollout))
+            return self.collector.collect(policy, num_steps=options.num_steps)
         assert options.num_episodes is not None
-        episodes = collect_episodes(
+        return collect_episodes(
             self.envs,
             policy,
             num_episodes=options.num_episodes,
@@ -195,19 +186,11 @@ class PPO:
             latent=options.latent,
             execute=self.execute,
         )
-        found = span_credit(
-            episodes, self.critic, self.scaler, discount=options.gamma, trace_decay=options.gae_lambda
-        )
-        self.scaler = found.scaler
-        check_finite("an advantage", found.advantage)
-        rows, every = found.rows, torch.arange(found.rows.rows.size, device=found.value.device)
-        data = _Data(rows.rows, rows.log_joint, found.advantage, found.advantage + found.value, found.value, every)
-        steps = episodes.transitions.num_rows + episodes.num_idle_steps
-        return _Acted(data, episodes.transitions.obs, None, steps, of_whole_episodes(episodes))
 
-    def _learn(self, data: _Data, progress: float) -> dict[str, float]:
+    def _learn(self, acted: Rollout | Episodes, progress: float) -> dict[str, float]:
         agent, options = self.agent, self.agent.options
         self._anneal(progress)
+        data = self._evaluate(acted)
         behaviour = copy.deepcopy(agent.policy) if self._measures_gap() else None
         scorer = agent.propose(data.rows, data.log_joint)
         means, stopped, epochs = Means(), False, 0
@@ -289,8 +272,20 @@ class PPO:
             return value_loss(value, target).mean()
         return clipped_value_loss(value, data.value[part], target, clip_range=clip).mean()
 
-    def _evaluate(self, rollout: Rollout) -> _Data:
-        """Value every step and its successor, and give credit."""
+    def _evaluate(self, acted: Rollout | Episodes) -> _Data:
+        """Value every decision and what followed it, and give credit."""
+        return self._evaluate_steps(acted) if isinstance(acted, Rollout) else self._evaluate_spans(acted)
+
+    def _evaluate_spans(self, episodes: Episodes) -> _Data:
+        discounts = {"discount": self.options.gamma, "trace_decay": self.options.gae_lambda}
+        found = span_credit(episodes, self.critic, self.scaler, **discounts)
+        self.scaler = found.scaler
+        check_finite("an advantage", found.advantage)
+        index = torch.arange(len(found.value), device=found.value.device)
+        target = found.advantage + found.value
+        return _Data(found.rows.rows, found.rows.log_joint, found.advantage, target, found.value, index)
+
+    def _evaluate_steps(self, rollout: Rollout) -> _Data:
         valued = value_steps(rollout, self.critic, self.scaler, group=self.agent.group)
         self.scaler = valued.scaler
         advantage = gae(
@@ -361,8 +356,10 @@ def critic_metrics(value: Float[Tensor, " M"], target: Float[Tensor, " M"]) -> d
     return {} if math.isnan(explained) else {"train/explained_variance": explained}
 
 
-def episode_metrics(rollout: Rollout) -> dict[str, float]:
+def episode_metrics(rollout: Rollout | Episodes) -> dict[str, float]:
     """Return mean return and length of the episodes that ended, where any did."""
+    if isinstance(rollout, Episodes):
+        return of_whole_episodes(rollout)
     if not len(rollout.episode_returns):
         return {}
     return {

@@ -19,12 +19,10 @@ from torch import Tensor
 
 from latentpg.learners.faults import WorkerFault
 from latentpg.learners.parallel import ALONE, Group, texts_over
+from latentpg.numerics.devices import CPU
 
 TIMEOUT = 600
 """Seconds that a worker waits for the others, by default: an evaluation, which one alone plays, must fit in."""
-
-CPU = torch.device("cpu")
-"""Where tensors are unless somebody says otherwise."""
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What ``torchrun`` tells each process that it starts, by its environment."""

@@ -93,7 +93,7 @@ def recorded_by(options: RecordOptions) -> Recorded:
             raise OptionError(
                 "latentpg record",
                 f"a latent that is held for {'an episode' if expert.latent == 'episode' else 'a chunk'}",
-                expected='--acting stochastic: the policy as it acts',
+                expected="--acting stochastic: the policy as it acts",
                 got=f"--acting {options.acting}",
             )
         played = episodes_of_policy(
@@ -120,9 +120,7 @@ def _by_script(options: RecordOptions) -> Recorded:
     for name, value in (("episodes", episodes), ("episodes-per-mode", options.episodes_per_mode)):
         if value is not None and value < 1:
             raise OptionError("latentpg record", f"`--{name}`", expected="an integer >= 1", got=repr(value))
-    shown = shown_by_script(
-        options.env, episodes=episodes, per_mode=options.episodes_per_mode, seed=options.seed
-    )
+    shown = shown_by_script(options.env, episodes=episodes, per_mode=options.episodes_per_mode, seed=options.seed)
     return Recorded(shown, torch.ones(0, dtype=torch.float64))
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -31,6 +31,7 @@ MakeExpert = Callable[[int], Act]
 """From an episode's seed to what acts in it."""
 
 
+@runtime_checkable
 class Show(Protocol):
     """Demonstrate; exactly one of the two numbers is given."""
 

@@ -43,9 +43,7 @@ class Wanted:
         """Check the numbers."""
         for name, value, least in (("episodes", self.episodes, 1), ("seed", self.seed, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise OptionError(
-                    "latentpg record", f"`--{name}`", expected=f"an integer >= {least}", got=repr(value)
-                )
+                raise OptionError("latentpg record", f"`--{name}`", expected=f"an integer >= {least}", got=repr(value))
         if self.max_episodes is not None and self.max_episodes < self.episodes:
             raise OptionError(
                 "latentpg record",

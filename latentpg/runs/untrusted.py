@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import stat
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,12 @@ MAX_NESTING = 40
 
 MAX_PARTS = 20_000
 """The largest number of opening brackets in a JSON file, those in texts too: parsing costs time and memory for each."""
+
+MAX_TOML = 2**16
+"""The largest TOML file, in bytes."""
+
+MAX_DOTS = 1000
+"""The largest number of dots in a line of a TOML file: each can be a table within a table."""
 
 # What says that the file itself is wrong. No permission, or no free file handle, says nothing of the file.
 _WRONG = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV, errno.EIO})
@@ -107,6 +114,27 @@ def parse_object(content: bytes) -> dict[str, Any]:
     return parsed
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML document of bounded size and depth; it may lie behind a link, as a user's own file may.
+
+    A file that cannot be read at all is an ``OSError``.
+    """
+    with open(path, "rb", opener=_open_waiting_for_nobody) as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise RefusedError("it is not a regular file")
+        content = stream.read(MAX_TOML + 1)
+    if len(content) > MAX_TOML:
+        raise RefusedError(f"it has more than {MAX_TOML} bytes")
+    if any(line.count(b".") > MAX_DOTS for line in content.splitlines()):
+        raise RefusedError(f"a line of it has more than {MAX_DOTS} dots")
+    try:
+        parsed = tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or nested too deep
+        raise RefusedError(f"it is not TOML: {error!s:.200}") from None
+    _check_nesting(parsed)
+    return parsed
+
+
 def has_many_parts(content: bytes) -> bool:
     """Tell whether a JSON file has more lists and objects than are read.
 
@@ -114,6 +142,10 @@ def has_many_parts(content: bytes) -> bool:
     (False, True)
     """
     return content.count(b"{") + content.count(b"[") > MAX_PARTS
+
+
+def _open_waiting_for_nobody(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _open_regular(path: str, flags: int) -> int:

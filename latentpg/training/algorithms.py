@@ -21,7 +21,10 @@ from latentpg.rollout import ObservationNormalizer
 
 @dataclass(frozen=True, eq=False)
 class Pieces:
-    """What a learner is built from; ``make_critic`` builds one, for the algorithms that have a use for it."""
+    """What a learner is built from; ``make_critic`` builds one, for the algorithms that have a use for it.
+
+    ``execute`` is how many actions of a chunk are carried out.
+    """
 
     envs: VectorEnv[Any, Any, Any]
     agent: Agent
@@ -29,6 +32,7 @@ class Pieces:
     options: Any
     seed: int
     normalizer: ObservationNormalizer | None
+    execute: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,27 @@ def _with_critic(learner: Callable[..., Learner]) -> Callable[[Pieces], Learner]
     return build
 
 
+def _ppo(pieces: Pieces) -> Learner:
+    return PPO(
+        pieces.envs,
+        pieces.agent,
+        pieces.make_critic(),
+        options=pieces.options,
+        seed=pieces.seed,
+        normalizer=pieces.normalizer,
+        execute=pieces.execute,
+    )
+
+
 def _grpo(pieces: Pieces) -> Learner:
-    return GRPO(pieces.envs, pieces.agent, options=pieces.options, seed=pieces.seed, normalizer=pieces.normalizer)
+    return GRPO(
+        pieces.envs,
+        pieces.agent,
+        options=pieces.options,
+        seed=pieces.seed,
+        normalizer=pieces.normalizer,
+        execute=pieces.execute,
+    )
 
 
 def _reinforce(pieces: Pieces) -> Learner:
@@ -77,7 +100,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
         _with_critic(OnlineActorCritic),
         "Actor and critic learn after every step, by TD errors and traces.",
     ),
-    "ppo": Algorithm(PPOOptions, _with_critic(PPO), "Clipped ratios over several epochs, GAE, a critic."),
+    "ppo": Algorithm(PPOOptions, _ppo, "Clipped ratios over several epochs, GAE, a critic."),
     "grpo": Algorithm(
         GRPOOptions, _grpo, "Whole episodes from one initial state, compared with each other; no critic."
     ),

@@ -17,7 +17,9 @@ from latentpg.programs import LatentPolicy
 from latentpg.rollout import ObservationNormalizer, close_envs, make_envs
 from latentpg.training.algorithms import ALGORITHMS, Pieces
 from latentpg.training.config import TrainingConfig
-from latentpg.training.policies import ACTIVATIONS, build_policy
+from latentpg.training.place import HERE, Place, members_of
+from latentpg.training.policies import ACTIVATIONS, ChunkPart, build_policy
+from latentpg.training.starting import begin_with
 from latentpg.values import NetworkCritic
 
 
@@ -29,6 +31,7 @@ class Built:
     evaluation_envs: VectorEnv[Any, Any, Any]
     policy: LatentPolicy
     learner: Learner
+    place: Place = HERE
 
     def restore_policy(self, state: Mapping[str, Tensor]) -> None:
         """Take the policy alone from a learner's state: environments stay at their start."""
@@ -41,8 +44,11 @@ class Built:
         close_envs(self.evaluation_envs)
 
 
-def build(config: TrainingConfig) -> Built:
-    """Build everything that a run needs; initial parameters hang on the seed alone.
+def build(config: TrainingConfig, *, tensors: Mapping[str, Tensor] | None = None, place: Place = HERE) -> Built:
+    """Build everything that a run needs; initial parameters hang on the seed alone, or are ``tensors`` of the policy.
+
+    What a configuration with a source normalises observations by never moves. Of several workers each has its share of
+    the environments, and all of the rest.
 
     >>> from latentpg.training.config import resolve
     >>> built = build(resolve({"env": "CartPole-v1", "num_envs": 2, "num_steps": 4}))
@@ -52,15 +58,23 @@ def build(config: TrainingConfig) -> Built:
     """
     run = config.run
     mode, timeout = run.vectorization_mode, run.worker_timeout
-    envs = make_envs(config.selection.env, run.num_envs, vectorization_mode=mode, timeout=timeout)
+    members = members_of(place, run.num_envs)
+    envs = make_envs(config.selection.env, members, vectorization_mode=mode, timeout=timeout)
     try:
         # one after the other: an evaluation is short, and every environment can be stepped so
-        evaluation_envs = make_envs(config.selection.env, min(run.num_envs, run.eval_episodes))
+        together = "native" if mode == "native" else "sync"
+        members = min(run.num_envs, run.eval_episodes)
+        evaluation_envs = make_envs(config.selection.env, members, vectorization_mode=together)
         size = observation_size(envs.single_observation_space)
         normalizer = ObservationNormalizer(size) if run.normalize_observations else None
         with seeded(stream_seed(run.seed, "initial parameters")):
             policy = make_policy(config, envs, normalizer)
-            agent = Agent(policy, estimator=config.estimator, objective=config.objective, options=config.agent)
+            if tensors is not None and config.source is not None:
+                begin_with(policy, tensors, config.source)
+            assert isinstance(policy, nn.Module)
+            policy.to(place.device)
+            estimator, objective = config.estimator, config.objective
+            agent = Agent(policy, estimator=estimator, objective=objective, options=config.agent, group=place.group)
 
             def make_critic() -> nn.Module:
                 critic = NetworkCritic(
@@ -69,14 +83,16 @@ def build(config: TrainingConfig) -> Built:
                     activation=ACTIVATIONS[run.activation],
                     init="orthogonal" if run.orthogonal_init else "torch",
                 )
-                return critic if normalizer is None else nn.Sequential(normalizer, critic)
+                return (critic if normalizer is None else nn.Sequential(normalizer, critic)).to(place.device)
 
-            pieces = Pieces(envs, agent, make_critic, config.algorithm, run.seed, normalizer)
+            moved = normalizer if config.source is None else None
+            execute = config.policy.num_action_steps if isinstance(config.policy, ChunkPart) else None
+            pieces = Pieces(envs, agent, make_critic, config.algorithm, run.seed, moved, execute)
             learner = ALGORITHMS[config.selection.algo].build(pieces)
     except BaseException:
         close_envs(envs)
         raise
-    return Built(envs, evaluation_envs, policy, learner)
+    return Built(envs, evaluation_envs, policy, learner, place)
 
 
 def make_policy(

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 from rich.console import Console
 
+from latentpg.envs.known_modes import KNOWN_MODES
 from latentpg.errors import OptionError
 from latentpg.programs import LatentPolicy
 from latentpg.runs import write_json
@@ -21,7 +22,7 @@ from latentpg.training.evaluate import evaluate
 from latentpg.training.folders import begin_run, open_run, refused_change, seed_folder
 from latentpg.training.loop import Outcome, train
 from latentpg.training.options import changed_options, check_flags, parse_train
-from latentpg.training.preparing import latent_of, prepared
+from latentpg.training.preparing import execute_of, latent_of, prepared
 from latentpg.training.progress import progress
 from latentpg.training.saving import CHECKPOINTS, load
 from latentpg.training.seeds import draw_seeds, go_on, run_seeds
@@ -49,11 +50,11 @@ def train_command(words: Sequence[str]) -> int:
     config = asked.config
     check_workers(asked.num_workers, "process")
     if asked.seeds is not None:
-        with prepared(config):  # a mistake shows here, and leaves nothing behind
+        with prepared(config, begins=True):  # a mistake shows here, and leaves nothing behind
             pass
         folder = begin_run(config, out=asked.out, seeds=asked.seeds)
         return _run_seeds(config, asked.seeds, folder, asked.num_workers)
-    with stopping(say=_say) as stop, prepared(config) as built:
+    with stopping(say=_say) as stop, prepared(config, begins=True) as built:
         folder = begin_run(config, out=asked.out)
         with progress(config.run.total_timesteps, console=_errors()) as show:
             outcome = train(config, built, folder, show=show, stop=stop)
@@ -140,6 +141,8 @@ def _evaluate(config: TrainingConfig, folder: Path, options: EvaluateOptions) ->
             seed=options.seed,
             acting=options.acting,
             latent=latent_of(config),
+            execute=execute_of(config),
+            modes=KNOWN_MODES.get(config.selection.env),
         )
         films = _film(config, folder, options, built.policy, saved.step) if options.video else []
     mean = found.mean
@@ -169,6 +172,7 @@ def _film(
         seed=options.seed,
         acting=options.acting,
         latent=latent_of(config),
+        execute=execute_of(config),
     )
 
 

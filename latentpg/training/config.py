@@ -7,7 +7,6 @@ parts that it chooses itself; where a flag then chooses another part, what belon
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +17,7 @@ from latentpg.estimators import Estimator
 from latentpg.estimators.guides import GuideObjective
 from latentpg.learners import AgentOptions
 from latentpg.runs import FORMAT_VERSION
+from latentpg.runs.untrusted import RefusedError, read_toml
 from latentpg.studies.declared import as_declared
 from latentpg.training.parts import (
     NONE,
@@ -29,6 +29,8 @@ from latentpg.training.parts import (
     owner_of,
 )
 from latentpg.training.policies import PolicyPart
+from latentpg.training.source import KEYS, Source, source_of
+from latentpg.training.spans import check_span, with_span
 
 TUNED = Path(__file__).with_name("tuned")
 """Where the option files that ship are."""
@@ -47,6 +49,7 @@ class TrainingConfig:
     objective: GuideObjective | None
     agent: AgentOptions
     algorithm: Any
+    source: Source | None = None
 
     def flat(self) -> dict[str, Any]:
         """Return names and values as a file holds them; :func:`resolve` makes the same configuration of them.
@@ -70,7 +73,7 @@ class TrainingConfig:
             for name, field in options_of(part, maker).items():
                 value = getattr(made[part], field.name)
                 flat[name] = list(value) if isinstance(value, tuple) else value
-        return flat
+        return flat | ({} if self.source is None else self.source.values())
 
     def with_seed(self, seed: int) -> TrainingConfig:
         """Return the same with another seed."""
@@ -85,6 +88,7 @@ def resolve(values: Mapping[str, Any], *, where: str = "training") -> TrainingCo
     """
     selection = select(values, where=where)
     check_names(values, selection, where=where)
+    values = with_span(values, selection, where=where)
     made = {
         part: make_part(where, maker, options_of(part, maker), values)
         for part, maker in selection.parts().items()
@@ -95,7 +99,10 @@ def resolve(values: Mapping[str, Any], *, where: str = "training") -> TrainingCo
     if selection.guide_objective != NONE:
         maker = SELECTORS["guide_objective"][selection.guide_objective]
         objective = make_part(where, maker, options_of("guide_objective", maker), values)
-    config = TrainingConfig(selection, made["run"], made["policy"], estimator, objective, made["agent"], made["algo"])
+    source = source_of(values, where=where)
+    parts = made["run"], made["policy"], estimator, objective, made["agent"], made["algo"]
+    config = TrainingConfig(selection, *parts, source)
+    check_span(selection.policy, config.algorithm)
     _check_entropy(config)
     return config
 
@@ -121,7 +128,7 @@ def select(values: Mapping[str, Any], *, where: str = "training") -> Selection:
 def check_names(values: Mapping[str, Any], selection: Selection, *, where: str) -> None:
     """Refuse a name that none of the chosen parts has, and say where it belongs if anywhere."""
     known = [*(each.name for each in fields(Selection)), *allowed(selection)]
-    for name in values:
+    for name in values.keys() - set(KEYS):
         if name not in known:
             raise unknown_option(where, name, known)
 
@@ -164,18 +171,18 @@ def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
     if "env" not in merged:
         return merged
     fitting = allowed(select(merged))
-    own = {each.name for each in fields(Selection)}
+    own = {*KEYS, *(each.name for each in fields(Selection))}
     return {name: value for name, value in merged.items() if name in own or name in fitting or name in last}
 
 
 def read_options(path: Path) -> dict[str, Any]:
     """Read a TOML file of options: one of the user's, one that ships, or a run folder's ``config.toml``."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        values = read_toml(path)
+    except (OSError, ValueError, RefusedError) as error:  # a name that no file can have is a ValueError
         raise OptionError(str(path), "cannot be read", expected="a TOML file of options", got=str(error)) from error
     version = values.get("format_version", FORMAT_VERSION)
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise OptionError(
             str(path),
             "another version of the format",
@@ -192,7 +199,20 @@ def tuned_options(env: str, algo: str) -> dict[str, Any]:
     >>> tuned_options("CartPole-v1", "ppo")["num_steps"]
     32
     """
-    path = TUNED / f"{env.replace('/', '_')}-{algo}.toml"
+    return _shipped(TUNED, env, algo)
+
+
+def fine_tuning_options(env: str, algo: str) -> dict[str, Any]:
+    """Return the options that ship for a run that begins with an earlier one's policy; none is no error.
+
+    >>> fine_tuning_options("CartPole-v1", "ppo")
+    {}
+    """
+    return _shipped(TUNED / "from", env, algo)
+
+
+def _shipped(folder: Path, env: str, algo: str) -> dict[str, Any]:
+    path = folder / f"{env.replace('/', '_')}-{algo}.toml"
     return read_options(path) if path.is_file() else {}
 
 

@@ -7,6 +7,7 @@ that z. Seeds are the evaluation's own; what is learnt from is never what is mea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import Distribution
 
+from latentpg.envs.known_modes import KnownModes
 from latentpg.errors import OptionError, SpaceError, did_you_mean
+from latentpg.evaluation import mode_entropy, wilson_interval
 from latentpg.numerics.rng import seeded, stream_seed
 from latentpg.numerics.statistics import Interval, mean_interval
 from latentpg.programs import Acted, LatentPolicy, act, conditionals, log_joint
@@ -28,11 +31,17 @@ from latentpg.rollout import Acting, collect_episodes
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Undiscounted returns and lengths of E whole episodes, and how they were acted."""
+    """Undiscounted returns and lengths of E whole episodes, and how they were acted.
+
+    Where the environment has known modes (:data:`~latentpg.envs.known_modes.KNOWN_MODES`), ``success`` is the share of
+    episodes with a return above zero, and ``mode_entropy`` that of the modes among those, as a share of log M.
+    """
 
     returns: Float[Tensor, " E"]
     lengths: Int[Tensor, " E"]
     acting: str
+    success: Interval | None = None
+    mode_entropy: Interval | None = None
 
     @property
     def mean(self) -> Interval:
@@ -42,7 +51,15 @@ class Evaluation:
     def metrics(self) -> dict[str, float]:
         """Return the numbers by the names that a log has for them."""
         mean = self.mean
+        found = {"success": self.success, "mode_entropy": self.mode_entropy}
+        modes = {
+            f"eval/{name}{end}": getattr(each, part)
+            for name, each in found.items()
+            if each is not None and not math.isnan(each.value)
+            for end, part in (("", "value"), ("_low", "low"), ("_high", "high"))
+        }
         return {
+            **modes,
             "eval/mean_reward": mean.value,
             "eval/mean_reward_low": mean.low,
             "eval/mean_reward_high": mean.high,
@@ -112,11 +129,14 @@ def evaluate(
     seed: int,
     acting: str = "stochastic",
     latent: str = "step",
+    execute: int | None = None,
+    modes: KnownModes | None = None,
 ) -> Evaluation:
     """Play whole episodes, each with a seed of its own, and return what they gave.
 
     ``seed`` fixes environments and policy alike; the ambient random stream is left as it was. With
-    ``latent="episode"`` the latent is held for an episode.
+    ``latent="episode"`` the latent is held for an episode, with ``latent="chunk"`` for a chunk of actions, of which
+    ``execute`` are carried out. With ``modes`` it is counted how many ways of succeeding were taken.
 
     >>> from latentpg.policies import PlainPolicy
     >>> from latentpg.rollout import make_envs
@@ -140,6 +160,14 @@ def evaluate(
             num_episodes=num_episodes,
             seed=stream_seed(seed, "episodes"),
             latent=latent,
+            execute=execute,
             acting=ACTING[acting],
         )
-    return Evaluation(episodes.returns, episodes.lengths, acting)
+        if modes is None:
+            return Evaluation(episodes.returns, episodes.lengths, acting)
+        succeeded = episodes.returns > 0
+        seen = episodes.transitions.obs.numpy()
+        mode = torch.from_numpy(modes.of_episodes(seen, episodes.lengths.numpy()))
+        entropy = mode_entropy(mode, succeeded, num_modes=modes.num_modes)
+    success = wilson_interval(int(succeeded.sum()), len(succeeded))
+    return Evaluation(episodes.returns, episodes.lengths, acting, success, entropy)

@@ -10,23 +10,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from latentpg.envs.known_modes import KNOWN_MODES
 from latentpg.errors import LatentPGError
 from latentpg.learners.batches import Means
+from latentpg.learners.parallel import texts_over
+from latentpg.learners.workers import check_alike
 from latentpg.numerics.rng import stream_seed
 from latentpg.runs import Checkpoint, write_json
 from latentpg.runs.files import clear_temporaries
+from latentpg.runs.tensors import encode_tensors
 from latentpg.training.build import Built
 from latentpg.training.config import TrainingConfig, known_values
 from latentpg.training.curves import draw_curve, evaluation_curve
 from latentpg.training.evaluate import evaluate
 from latentpg.training.log import STEPS, MetricsLog, Row
-from latentpg.training.preparing import latent_of
+from latentpg.training.place import agreed_signal, gathered_state, state_of_worker, told_by_first
+from latentpg.training.preparing import execute_of, latent_of
 from latentpg.training.progress import Show, unseen
 from latentpg.training.resuming import restore
 from latentpg.training.saving import save, save_fault, unwritten
@@ -65,7 +70,8 @@ def train(
     """Train until all steps are taken or ``stop`` says so, and write everything into the run's folder.
 
     With ``saved`` the run goes on from there. What goes wrong in an update ends the run with that error: parameters are
-    then as they were before the step that failed, and ``fault.json`` and ``fault/`` say how things stood.
+    then as they were before the step that failed, and ``fault.json`` and ``fault/`` say how things stood. Of several
+    workers the first evaluates and writes.
     """
     run = _Run(config, built, folder, show)
     try:
@@ -90,7 +96,7 @@ class _Run:
     inexact: str = ""
     evaluation: dict[str, float | int] = field(default_factory=dict)
     means: Means = field(default_factory=Means)
-    log: MetricsLog = field(init=False)
+    log: MetricsLog | None = None
 
     @property
     def steps(self) -> int:
@@ -98,28 +104,34 @@ class _Run:
 
     def begin(self, saved: Checkpoint | None) -> None:
         """Evaluate what nothing has been learnt of yet, or go on."""
+        place = self.built.place
         if saved is None:
-            self.log = MetricsLog(self.folder)
+            check_alike(place.group, encode_tensors(self.built.learner.agent.state()), what="their first parameters")
+            self.log = MetricsLog(self.folder) if place.writes else None
             row = self._evaluate()
             self._save(is_best=True)
             self._write(row)
             return
-        clear_temporaries(self.folder)
+        if place.writes:
+            clear_temporaries(self.folder)
         facts = saved.facts
-        why = restore(self.built.learner, saved.state)
-        before = facts.get("inexact", "")
-        self.inexact = before if why is None else f"{before}at {self.steps} steps: {why}\n"
+        check_alike(place.group, f"{saved.step}".encode(), what="the checkpoint that they go on from")
+        why = restore(self.built.learner, state_of_worker(place, saved.state, facts))
+        self.inexact = facts.get("inexact", "")
+        for reason in dict.fromkeys((*texts_over(place.group, why or ""), self._moved(facts.get("device", "cpu")))):
+            self.inexact += f"at {self.steps} steps: {reason}\n" if reason else ""
         self.seconds, self.evaluation = facts["seconds"], dict(facts["evaluation"])
         self.best, self.best_steps = facts["best"], facts["best_steps"]
         self.saved_at = self.steps
-        self.log = MetricsLog(self.folder, steps=self.steps)
+        self.log = MetricsLog(self.folder, steps=self.steps) if place.writes else None
 
     def go_on(self, stop: Stop) -> Outcome:
         """Update until the end, and leave what is needed to look into a fault."""
+        place = self.built.place
         try:
-            while self.steps < self.config.run.total_timesteps and stop() is None:
+            while self.steps < self.config.run.total_timesteps and agreed_signal(place, stop()) is None:
                 self.update()
-            return self.end(stop())
+            return self.end(agreed_signal(place, stop()))
         except LatentPGError as fault:
             with suppress(OSError):  # that it cannot be written must not hide the fault
                 self.note(fault)
@@ -140,7 +152,8 @@ class _Run:
         if finished or self._crossed(before, run.eval_every):
             row |= self._evaluate()
             is_best = self.best_steps == self.steps
-        if run.video_every is not None and (finished or self._crossed(before, run.video_every)):
+        filmed = run.video_every is not None and (finished or self._crossed(before, run.video_every))
+        if filmed and self.built.place.writes:
             self._film()
         if row:
             self._write(row)
@@ -151,18 +164,21 @@ class _Run:
         """Save, write tables and figures, and say how it went."""
         if self.saved_at != self.steps:
             self._save(is_best=False)
-        self.log.close()
-        files = (self.folder / "metrics.csv", *self._draw())
-        result = {
-            "timesteps": self.steps,
-            "updates": self.built.learner.num_updates,
-            "seconds": self.seconds,
-            "finished": self.steps >= self.config.run.total_timesteps,
-            **self._exactness(),
-            "evaluation": self.evaluation,
-            "best": {"mean_reward": self.best, "timesteps": self.best_steps},
-        }
-        write_json(self.folder / "result.json", result)
+        files: tuple[Path, ...] = ()
+        if self.log is not None:
+            self.log.close()
+            files = (self.folder / "metrics.csv", *self._draw(self.log.rows))
+            result = {
+                "timesteps": self.steps,
+                "updates": self.built.learner.num_updates,
+                "seconds": self.seconds,
+                "finished": self.steps >= self.config.run.total_timesteps,
+                **self._whereabouts(),
+                **self._exactness(),
+                "evaluation": self.evaluation,
+                "best": {"mean_reward": self.best, "timesteps": self.best_steps},
+            }
+            write_json(self.folder / "result.json", result)
         return Outcome(
             self.steps,
             self.built.learner.num_updates,
@@ -189,6 +205,15 @@ class _Run:
         }
 
     def _evaluate(self) -> dict[str, float]:
+        """Evaluate, which the first worker does for all, and keep what is best."""
+        metrics = self._play() if self.built.place.writes else {}
+        mean = told_by_first(self.built.place, metrics.get("eval/mean_reward", 0.0))
+        self.evaluation = {STEPS: self.steps, **metrics}
+        if mean >= self.best:  # of equals the later one, which has been trained longer
+            self.best, self.best_steps = mean, self.steps
+        return metrics
+
+    def _play(self) -> dict[str, float]:
         run = self.config.run
         found = evaluate(
             self.built.evaluation_envs,
@@ -197,12 +222,10 @@ class _Run:
             seed=stream_seed(run.seed, f"evaluation at {self.steps}"),
             acting=run.eval_acting,
             latent=latent_of(self.config),
+            execute=execute_of(self.config),
+            modes=KNOWN_MODES.get(self.config.selection.env),
         )
-        metrics = found.metrics()
-        self.evaluation = {STEPS: self.steps, **metrics}
-        if found.mean.value >= self.best:  # of equals the later one, which has been trained longer
-            self.best, self.best_steps = found.mean.value, self.steps
-        return metrics
+        return found.metrics()
 
     def _film(self) -> None:
         """Film an episode as evaluations play theirs."""
@@ -215,15 +238,20 @@ class _Run:
             seed=stream_seed(run.seed, f"film at {self.steps}"),
             acting=run.eval_acting,
             latent=latent_of(self.config),
+            execute=execute_of(self.config),
         )
 
     def _write(self, row: Row) -> None:
+        if self.log is None:
+            return
         whole = {STEPS: self.steps, **row}
         self.log.add(whole)
         self.show(whole)
 
     def _save(self, *, is_best: bool) -> None:
-        save(self.folder, self.built.learner.state(), self._facts(), steps=self.steps, is_best=is_best)
+        state = gathered_state(self.built.place, self.built.learner.state())
+        if self.built.place.writes:
+            save(self.folder, state, self._facts(), steps=self.steps, is_best=is_best)
         self.saved_at = self.steps
 
     def _facts(self) -> dict[str, Any]:
@@ -235,7 +263,18 @@ class _Run:
             "best": self.best,
             "best_steps": self.best_steps,
             "inexact": self.inexact,
+            **self._whereabouts(),
         }
+
+    def _whereabouts(self) -> dict[str, Any]:
+        """Say how many workers there are, and on which device, if it is not one process on the processor."""
+        place = self.built.place
+        workers = {"workers": place.group.size} if place.group.size > 1 else {}
+        return {**workers, "device": place.device.type} if place.device.type != "cpu" else workers
+
+    def _moved(self, before: str) -> str:
+        now = self.built.place.device.type
+        return "" if now == before else f"went on on {now}, where sums are taken in another order than on {before}"
 
     def _exactness(self) -> dict[str, Any]:
         """Say whether the run is the same as one that never stopped, and if it is not, why."""
@@ -243,14 +282,16 @@ class _Run:
             return {"exact_resume": True}
         return {"exact_resume": False, "exact_resume_why": self.inexact.strip()}
 
-    def _draw(self) -> list[Path]:
+    def _draw(self, rows: Sequence[Row]) -> list[Path]:
         selection = self.config.selection
-        curve = evaluation_curve(self.log.rows)
+        curve = evaluation_curve(rows)
         title = f"{selection.env}, {selection.algo}, {selection.policy}, {selection.estimator}"
         return draw_curve(curve, self.folder / "figures", title=title)
 
     def note(self, fault: LatentPGError) -> None:
         """Write how things stood at a fault."""
+        if self.log is None:
+            return
         self.log.close()
         what = {
             "error": str(fault),

@@ -20,6 +20,7 @@ from latentpg.training.curves import draw_curve, learning_curve
 from latentpg.training.folders import begin_run, check_same, has_finished, seed_folder
 from latentpg.training.log import read_metrics, series
 from latentpg.training.loop import Outcome, train
+from latentpg.training.place import HERE, Place
 from latentpg.training.preparing import prepared
 from latentpg.training.progress import Show, progress, unseen
 from latentpg.training.saving import CHECKPOINTS, load
@@ -30,11 +31,17 @@ STOP_FILE = ".stop"
 
 
 def go_on(
-    config: TrainingConfig, folder: Path, saved: Checkpoint, *, show: Show = unseen, stop: Stop = never
+    config: TrainingConfig,
+    folder: Path,
+    saved: Checkpoint,
+    *,
+    show: Show = unseen,
+    stop: Stop = never,
+    place: Place = HERE,
 ) -> Outcome:
     """Go on with the run in a folder from a checkpoint of it; one of other options is refused."""
     check_same(config, saved)
-    with prepared(config) as built:
+    with prepared(config, place=place) as built:
         return train(config, built, folder, saved=saved, show=show, stop=stop)
 
 
@@ -44,7 +51,7 @@ def run_seed(
     """Begin a run of one seed in a folder, or go on with what is there."""
     if (folder / CHECKPOINTS).is_dir():
         return go_on(config, folder, load(folder, "last", say=say), show=show, stop=stop)
-    with prepared(config) as built:
+    with prepared(config, begins=True) as built:
         if not (folder / "config.toml").is_file():
             begin_run(config, out=folder)
         return train(config, built, folder, show=show, stop=stop)

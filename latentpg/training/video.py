@@ -78,6 +78,7 @@ def film_episodes(
     seed: int,
     acting: str = "stochastic",
     latent: str = "step",
+    execute: int | None = None,
 ) -> list[tuple[Path, float]]:
     """Film whole episodes, and return each film's path, ``path_of(episode)``, and the episode's return.
 
@@ -95,6 +96,7 @@ def film_episodes(
                     num_episodes=1,
                     seed=stream_seed(seed, f"filmed episode {episode}"),
                     latent=latent,
+                    execute=execute,
                     acting=ACTING[acting],
                 )
             path = path_of(episode)

@@ -11,7 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib.pyplot  # noqa: F401 (imported here, so that no forked process has to)
+import pyarrow.parquet  # noqa: F401 (the same)
+
 from latentpg import cli
+from tests.training.runs import no_figure
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,11 @@ def ended(
     text = command.text()
     assert "Traceback" not in text, text
     return status, text
+
+
+def quick() -> None:
+    """Draw no figure at the end of a run: that is half the time of a short one."""
+    setattr(sys.modules["latentpg.training.loop"], "draw_curve", no_figure)  # noqa: B010 (not exported, by design)
 
 
 def members(session: int) -> list[int]:

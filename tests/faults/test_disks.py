@@ -4,28 +4,36 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor
 
 from latentpg.runs import newest_checkpoint
-from tests.faults.commands import without_rights, ended
-from tests.training.runs import files_of, no_figure, words
+from latentpg.training import train
+from tests.faults.commands import ended, quick, without_rights
+from tests.training.runs import after, files_of, words
 
 pytestmark = [
     pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX"),
     pytest.mark.production,  # a forked process imports nothing anew
 ]
 
-STUDY = ["study", "quickstart", "--num-replicates", "4", "--num-rows", "10", "--num-particles", "1", "2"]
-
-
-def quick() -> None:
-    import latentpg.training.loop as loop
-
-    loop.draw_curve = no_figure  # type: ignore[assignment]
+FILE = """
+num_replicates = 4
+figures = ["bias"]
+[source]
+kind = "toys"
+num_rows = 2
+[axes]
+num_particles = [1, 2, 4]
+[[lines]]
+estimator = "posterior-is"
+proposal = "prior"
+"""
 
 
 @pytest.fixture
@@ -42,10 +50,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def then_stop() -> None:
         quick()
-        import latentpg.training.commands as commands
-        from tests.training.runs import after
-
-        train = commands.train
+        commands: Any = sys.modules["latentpg.training.commands"]
         commands.train = lambda *given, **named: train(*given, **{**named, "stop": after(2)})
 
     told = folder.parent / "told"
@@ -76,6 +81,12 @@ def one_message(text: str, *phrases: str) -> None:
     assert all(phrase in text for phrase in phrases), text
 
 
+def study(place: Path) -> list[str]:
+    file = place / "mine.toml"
+    file.write_text(FILE, encoding="utf-8")
+    return ["study", str(file)]
+
+
 # a full disk
 
 
@@ -101,9 +112,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("size", [100, 4_000])
+@pytest.mark.parametrize("size", [1_000, 4_000])
 def test_a_file_that_cannot_grow_ends_the_run(size: int, stopped: Path, place: Path) -> None:
-    """At 100 bytes the log stops it, at 4000 the first checkpoint."""
+    """At 1000 bytes the log stops it, at 4000 the first checkpoint."""
     folder = copied(stopped, place)
     before = saved(folder)
     status, text = ended("resume", str(folder), told=place / "told", before=no_larger_than(size))
@@ -133,11 +144,18 @@ def test_a_disk_that_fills_up_loses_no_checkpoint_and_the_run_goes_on_elsewhere(
 def test_a_new_run_on_a_full_disk_says_so(small_disk: Path, tmp_path: Path) -> None:
     rest = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
     (small_disk / "ballast").write_bytes(bytes(rest))
-    for command in (["train", *words()], STUDY):
+    for command in (["train", *words()], study(tmp_path)):
         out = small_disk / command[0]
         status, text = ended(*command, "--out", str(out), told=tmp_path / "told", before=quick)
         assert status == 2
         one_message(text, "cannot be made", "No space left on device", "another --out")
+
+
+def test_where_not_even_the_message_finds_room_the_exit_status_still_tells(stopped: Path, place: Path) -> None:
+    folder = copied(stopped, place)
+    before = saved(folder)
+    assert ended("resume", str(folder), told=place / "told", before=no_larger_than(100))[0] == 2
+    whole_as_before(folder, before)
 
 
 # no permission
@@ -148,7 +166,7 @@ def test_a_place_that_is_not_ours_is_told_of_before_anything_is_done(command: st
     theirs = place / "theirs"
     theirs.mkdir()
     theirs.chmod(0o555)
-    every = ["train", *words()] if command == "train" else STUDY
+    every = ["train", *words()] if command == "train" else study(place)
     for out in (theirs / "new", theirs):
         status, text = ended(*every, "--out", str(out), told=place / "told", before=without_rights)
         assert status == 2
@@ -197,15 +215,15 @@ def test_a_run_that_cannot_be_read_is_told_of(stopped: Path, place: Path) -> Non
 
 def test_a_study_whose_folder_became_read_only_keeps_its_cells(place: Path) -> None:
     out = place / "run"
-    status, text = ended(*STUDY, "--out", str(out), told=place / "told")
+    status, text = ended(*study(place), "--out", str(out), told=place / "told")
     assert status == 0, text
     cells = sorted((out / "cells").iterdir())
     kept = {path.name: path.read_bytes() for path in cells[1:]}
     cells[0].unlink()
     (out / "cells").chmod(0o555)
-    status, text = ended(*STUDY, "--out", str(out), "--resume", told=place / "told", before=without_rights)
+    status, text = ended(*study(place), "--out", str(out), "--resume", told=place / "told", before=without_rights)
     assert status == 2
     one_message(text, "Permission denied")
     assert {path.name: path.read_bytes() for path in (out / "cells").glob("*.json")} == kept
-    status, text = ended(*STUDY, "--out", str(out), "--resume", told=place / "told")
+    status, text = ended(*study(place), "--out", str(out), "--resume", told=place / "told")
     assert status == 0 and len(list((out / "cells").glob("*.json"))) == len(cells), text

@@ -18,9 +18,9 @@ import torch
 from latentpg.runs import list_checkpoints, newest_checkpoint
 from latentpg.training import read_metrics
 from latentpg.training.log import Row
-from tests.faults.commands import Command, start, until
+from tests.faults.commands import Command, quick, start, until
 from tests.faults.environments import register_troubled
-from tests.training.runs import no_figure, shortly, spelled, words
+from tests.training.runs import shortly, spelled, words
 
 pytestmark = [
     pytest.mark.skipif(os.name != "posix", reason="signals of POSIX"),
@@ -28,13 +28,6 @@ pytestmark = [
 ]
 
 SEED = 20
-
-
-def quick() -> None:
-    """Draw nothing: figures are half the time of so short a run."""
-    import latentpg.training.loop as loop
-
-    loop.draw_curve = no_figure  # type: ignore[assignment]
 
 
 def begin(folder: Path, told: Path, steps: int) -> Command:
@@ -71,9 +64,12 @@ def kill_at_random(tmp_path: Path, number: int, *, steps: int) -> int:
     whole = tmp_path / "whole"
     assert begin(whole, tmp_path / "told", steps).wait() == 0
     runs, hits = 0, 0
-    for _ in range(number):
+    for kill in range(number):
         folder = tmp_path / f"run-{runs}"
+        place, there = folder / "checkpoints", list_checkpoints(folder / "checkpoints")
         command = begin(folder, tmp_path / "told", steps)
+        if kill % 2:  # however slow a start is, every other life gets somewhere
+            until(lambda place=place, there=there: list_checkpoints(place) != there)  # type: ignore[misc]
         time.sleep(chance.uniform(0.0, 0.5))
         command.send(signal.SIGKILL)
         if command.wait() == 0:

@@ -15,7 +15,10 @@ from tests.faults.commands import ended, start
 from tests.faults.environments import register_troubled
 from tests.training.runs import shortly, small, spelled
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes of POSIX")
+pytestmark = [
+    pytest.mark.skipif(os.name != "posix", reason="processes of POSIX"),
+    pytest.mark.production,  # a forked process imports nothing anew
+]
 
 TOLD = {
     "hangs": "gave no answer within 2 seconds",
@@ -85,7 +88,7 @@ def test_one_that_cannot_be_made_in_this_process_is_told(tmp_path: Path) -> None
     def broken() -> None:
         import gymnasium
 
-        def make(**given: Any) -> None:  # noqa: ANN401 (what Gymnasium hands on)
+        def make(**given: Any) -> Any:  # noqa: ANN401 (what Gymnasium hands on)
             raise ZeroDivisionError("no wheels")
 
         gymnasium.register("Troubled-v0", entry_point=make)

@@ -474,7 +474,7 @@ def test_another_seed_is_another_run() -> None:
         ({"surrogate": "ppo"}, r"`surrogate`"),
         ({"aggregation": "mean"}, r"`aggregation`"),
         ({"credit": "return"}, r"`credit`"),
-        ({"latent": "chunk"}, r"`latent`"),
+        ({"latent": "run"}, r"`latent`"),
         ({"noise": "none"}, r"`noise`"),
         ({"kl_estimator": "k4"}, r"`kl_estimator`"),
         ({"kl_placement": "advantage"}, r"`kl_placement`"),

@@ -335,7 +335,7 @@ def test_it_goes_on_bit_for_bit(baseline: Any) -> None:  # noqa: ANN401
         ({"discounting": "both"}, r"`discounting`"),
         ({"ratio": "token"}, r"`ratio`"),
         ({"aggregation": "sum"}, r"`aggregation`"),
-        ({"latent": "chunk"}, r"`latent`"),
+        ({"latent": "run"}, r"`latent`"),
         ({"on_max_steps": "stop"}, r"`on_max_steps`"),
         ({"latent": "episode"}, r"different credits[\s\S]*credit=\"total\""),
         ({"num_epochs": 2}, r"another policy's[\s\S]*ratio=\"step\""),
