@@ -6,7 +6,6 @@ own.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,9 +15,13 @@ from typing import Any
 from latentpg.errors import StudyError
 from latentpg.runs.files import toml_of, write_json, write_toml
 from latentpg.runs.record import describe_circumstances
+from latentpg.runs.untrusted import RefusedError, parse_object, read_bounded
 
 RUNS = Path("runs")
 """Where run folders go unless told otherwise, relative to the working directory."""
+
+MAX_RECORD = 2**20
+"""The largest file of a folder's own that is read, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ def open_run_folder(name: str, *, config: Mapping[str, Any], out: Path | None) -
         )
     path = out.expanduser().absolute()
     try:
-        found = path.joinpath("config.toml").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        found = read_bounded(path / "config.toml", limit=MAX_RECORD).decode()
+    except (OSError, UnicodeDecodeError, RefusedError) as error:
         raise StudyError(
             "run folder",
             f"{path} holds no run to go on with",
@@ -132,10 +135,10 @@ def _unwritable(path: Path, why: str) -> StudyError:
 def _whose(path: Path) -> str:
     """Tell what a folder holds: a run of some study, or something else."""
     try:
-        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        record = parse_object(read_bounded(path / "run.json", limit=MAX_RECORD))
         named = f"of study {record['study']!r}" if "study" in record else f"named {record['name']!r}"
         return f"a run {named}, started {record['started']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, RefusedError, KeyError):
         names = sorted(entry.name for entry in path.iterdir())
         return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 

@@ -6,17 +6,19 @@ on the command line of the moment, and nothing else in it can name code.
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentpg.errors import OptionError, StudyError
+from latentpg.errors import LatentPGError, OptionError, StudyError
 from latentpg.runs import Checkpoint, create_run_folder
+from latentpg.runs.untrusted import RefusedError, parse_object, read_bounded, read_toml
 from latentpg.training.config import TrainingConfig, check_trust, known_values, read_options, resolve
 from latentpg.training.options import command_of
+
+MAX_RESULT = 2**20
+"""The largest file of a run's result that is read, in bytes."""
 
 MAY_CHANGE = frozenset({"worker_timeout"})
 """Options that no number of a run hangs on, so that a run may go on with others."""
@@ -86,7 +88,7 @@ def _known_then(values: object) -> dict[str, Any]:
     found = values if isinstance(values, dict) else {}
     try:
         return known_values(resolve(found))
-    except OptionError:  # a name that has gone, or no configuration at all: to be compared as it is
+    except LatentPGError:  # a name that has gone, or no configuration at all: to be compared as it is
         return found
 
 
@@ -104,13 +106,13 @@ def refused_change(differs: Sequence[str]) -> OptionError:
 def has_finished(path: Path) -> bool:
     """Tell whether a run has taken all its steps and written its result."""
     try:
-        return bool(json.loads((path / "result.json").read_text(encoding="utf-8"))["finished"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return bool(parse_object(read_bounded(path / "result.json", limit=MAX_RESULT))["finished"])
+    except (OSError, RefusedError, KeyError):
         return False
 
 
 def _seeds_in(file: Path) -> tuple[int, ...] | None:
-    seeds = tomllib.loads(file.read_text(encoding="utf-8")).get("seeds")
+    seeds = read_toml(file).get("seeds")
     if seeds is None:
         return None
     if not isinstance(seeds, list) or not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):

@@ -17,9 +17,13 @@ from typing import Any
 
 from latentpg.errors import StudyError
 from latentpg.runs import FORMAT_VERSION, publish, write_csv
+from latentpg.runs.untrusted import RefusedError, read_bounded
 
 STEPS = "time/total_timesteps"
 """The column of environment steps, which every row has."""
+
+MAX_LOG = 2**28
+"""The largest log that is read, in bytes: some millions of rows."""
 
 Row = Mapping[str, float | int]
 """Numbers by name."""
@@ -70,8 +74,8 @@ def read_metrics(folder: Path) -> list[Row]:
     """Read the log of a run; a last line that a kill cut off is left out, a damaged one before it is an error."""
     path = folder / "metrics.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_bounded(path, limit=MAX_LOG).decode().splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError, RefusedError) as error:
         raise StudyError("run folder", f"{path} cannot be read", expected="a run's metrics", got=str(error)) from error
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
@@ -81,9 +85,9 @@ def read_metrics(folder: Path) -> list[Row]:
             entry = json.loads(line)
             if entry.pop("format_version") != FORMAT_VERSION:
                 raise ValueError("another version of the format")
-            rows.append({name: float(value) if isinstance(value, str) else value for name, value in entry.items()})
+            rows.append({name: _number(value) for name, value in entry.items()})
             int(rows[-1][STEPS])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise StudyError(
                 "run folder", f"{path}, line {number}", expected="a row of metrics", got=repr(line[:80])
             ) from error
@@ -111,6 +115,15 @@ def tensorboard_writer(folder: Path, *, purge_step: int | None) -> Any | None:  
 def _line(row: Row) -> str:
     whole = {"format_version": FORMAT_VERSION, **{name: _finite(value) for name, value in row.items()}}
     return json.dumps(whole, allow_nan=False) + "\n"
+
+
+def _number(value: object) -> float | int:
+    """Return a number of a log, in which NaN and infinity are text."""
+    if isinstance(value, str):
+        return float(value)
+    if isinstance(value, float) or (type(value) is int and abs(value) < 10**18):
+        return value
+    raise TypeError
 
 
 def _finite(value: float | int) -> float | int | str:
