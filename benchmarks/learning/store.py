@@ -20,7 +20,7 @@ from latentpg.runs import write_json
 FOLDER = RESULTS / "learning"
 PAGES: Mapping[str, tuple[str, ...]] = {
     "learning.md": ("returns", "modes", "mixing", "exploration", "ratios"),
-    "cloning.md": ("avoiding",),
+    "cloning.md": ("avoiding", "lasa"),
 }
 """The studies of each page of the docs, in its order."""
 

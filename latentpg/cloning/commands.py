@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import tyro
 from rich.console import Console
 from torch import nn
@@ -18,8 +17,9 @@ from latentpg.cloning.acting import check_acting
 from latentpg.cloning.config import CloningConfig
 from latentpg.cloning.folders import begin_run, check_same, open_run
 from latentpg.cloning.loop import Cloned, clone
-from latentpg.cloning.measures import act_out, measure
+from latentpg.cloning.measures import measure
 from latentpg.cloning.options import changed_options, parse_imitate
+from latentpg.cloning.outcomes import act_out
 from latentpg.cloning.parts import Acts
 from latentpg.cloning.preparing import Prepared, prepared
 from latentpg.cloning.seeds import run_seeds, summarize
@@ -137,14 +137,13 @@ def _evaluate(config: CloningConfig, folder: Path, options: EvaluateCloned) -> N
     with prepared(config) as built:
         assert isinstance(built.policy, nn.Module)
         built.policy.load_state_dict(dict(read_cloned(folder, which=which).tensors))
-        with torch.no_grad():
-            if options.likelihood:
-                measured = measure(built, seed=options.seed)
-                lines, told = lines_of(measured), result_of(built, measured)
-            else:
-                outcome = act_out(built, seed=options.seed)
-                assert outcome is not None
-                lines, told = outcome_lines(outcome), {"rollouts": outcome_of(outcome)}
+        if options.likelihood:
+            measured = measure(built, seed=options.seed)
+            lines, told = lines_of(measured), result_of(built, measured)
+        else:
+            outcome = act_out(built, seed=options.seed)
+            assert outcome is not None
+            lines, told = outcome_lines(outcome), {"rollouts": outcome_of(outcome)}
     place = folder / "evaluations"
     place.mkdir(exist_ok=True)
     kind = "measured" if options.likelihood else "played"

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from latentpg.cloning.latents import Codes, latents_by_mode
 from latentpg.cloning.measures import Measured
+from latentpg.cloning.outcomes import demonstrated_modes
 from latentpg.cloning.paths import Paths, actions_of, demonstrated_paths, played_paths
 from latentpg.cloning.places import PLACES, Place
 from latentpg.cloning.preparing import Prepared
@@ -145,8 +146,6 @@ def _draw_actions(built: Prepared, folder: Path) -> DrawnFigure:
 
 
 def _draw_modes(built: Prepared, measured: Measured, folder: Path) -> DrawnFigure | None:
-    from latentpg.cloning.measures import demonstrated_modes
-
     outcome, place = measured.outcome, PLACES.get(built.config.selection.env or "")
     shown = demonstrated_modes(built)
     if outcome is None or outcome.behaviour is None or shown is None or place is None:

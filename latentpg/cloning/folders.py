@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from latentpg.cloning.preparing import Prepared
 from latentpg.data.splits import PARTS
 from latentpg.errors import OptionError, StudyError
 from latentpg.runs import Checkpoint, create_run_folder, write_json
+from latentpg.runs.untrusted import read_toml
 from latentpg.training.cloned import is_cloning
 from latentpg.training.config import check_trust, read_options
 from latentpg.training.folders import refused_change
@@ -68,7 +68,7 @@ def open_run(path: Path, *, trusted: bool) -> SavedCloning:
     values = read_options(file)
     if values.get("env") is not None:
         check_trust(str(values["env"]), trusted=trusted)
-    seeds = tomllib.loads(file.read_text(encoding="utf-8")).get("seeds")
+    seeds = read_toml(file).get("seeds")
     if seeds is not None and (
         not isinstance(seeds, list) or not seeds or any(type(seed) is not int or seed < 0 for seed in seeds)
     ):

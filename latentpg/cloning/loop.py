@@ -18,8 +18,9 @@ from latentpg.cloning.measures import Measured, measure
 from latentpg.cloning.preparing import Prepared
 from latentpg.cloning.report import write_report
 from latentpg.cloning.telling import result_of
-from latentpg.errors import LatentPGError
+from latentpg.errors import LatentPGError, OptionError
 from latentpg.runs import Checkpoint, write_json
+from latentpg.training.facts import check_facts, held_to_its_learner, is_seconds
 from latentpg.training.log import STEPS, MetricsLog
 from latentpg.training.progress import Show, unseen
 from latentpg.training.saving import save, save_fault, unwritten
@@ -81,7 +82,17 @@ class _Run:
         if saved is None:
             self.log = MetricsLog(self.folder)
             return
-        self.built.cloner.restore(saved.state)
+        if saved.facts.get("data") != self.built.digest:
+            raise OptionError(
+                "latentpg resume",
+                "the demonstrations are not those that the run began with",
+                expected=f"the same content in {self.built.config.selection.data}",
+                got="another",
+                fix="put the old file back, or begin a new run",
+            )
+        check_facts(saved.facts, {"seconds": is_seconds})
+        with held_to_its_learner():
+            self.built.cloner.restore(saved.state)
         self.seconds, self.saved_at = float(saved.facts["seconds"]), self.epoch
         self.log = MetricsLog(self.folder, steps=self.built.cloner.num_timesteps)
 
@@ -157,7 +168,8 @@ class _Run:
 
     def facts(self) -> dict[str, Any]:
         """Return what is kept beside the tensors."""
-        return {"config": self.built.config.known(), "seconds": self.seconds, "epochs": self.epoch}
+        known = self.built.config.known()
+        return {"config": known, "data": self.built.digest, "seconds": self.seconds, "epochs": self.epoch}
 
     def how_it_went(self) -> Mapping[str, Any]:
         """Return the numbers of the fit itself."""

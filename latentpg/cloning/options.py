@@ -75,7 +75,7 @@ def parse_imitate(words: Sequence[str]) -> ImitateCommand:
         words = ["--data", "scripted:latentpg/Avoiding-v0", "--help"]
     first = choices_in(words, _CHOOSE)
     chosen = {name: first[name] for name in _CHOOSE if name in first}
-    if Path(chosen.get("data", "")).exists():  # so that the run can go on from anywhere
+    if chosen.get("data") and Path(chosen["data"]).exists():  # so that the run can go on from anywhere
         chosen["data"] = str(Path(chosen["data"]).absolute())
     file = {} if first.get("config") is None else read_options(Path(first["config"]))
     if file:  # which must suit the parts that it chooses itself

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latentpg.cloning.measures import Outcome
+from latentpg.cloning.outcomes import Outcome
 from latentpg.cloning.places import Place
 from latentpg.cloning.preparing import Prepared
 from latentpg.numerics.rng import seeded, stream_seed

@@ -6,6 +6,7 @@ steps, chunks or whole episodes. The training part's statistics are the policy's
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +58,15 @@ class Prepared:
     policy: LatentPolicy
     cloner: Cloner
     envs: VectorEnv[Any, Any, Any] | None
+
+    @property
+    def digest(self) -> str:
+        """A digest of all demonstrations as they were split, by which a run knows its data again."""
+        found = hashlib.sha256()
+        for part in (self.split.train, self.split.validation, self.split.test):
+            for values in (part.obs, part.action, part.episode):
+                found.update(values.contiguous().numpy().tobytes())
+        return found.hexdigest()
 
 
 @contextmanager

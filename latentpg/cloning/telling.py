@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from latentpg.cloning.measures import Collapse, Measured, Outcome
+from latentpg.cloning.measures import Collapse, Measured
+from latentpg.cloning.outcomes import Outcome
 from latentpg.cloning.preparing import Prepared
 from latentpg.evaluation import Likelihood
 from latentpg.evaluation.report import as_text

@@ -17,6 +17,7 @@ from torch.distributions import Distribution
 from latentpg.errors import EstimatorError, QuadratureError, SiteError
 from latentpg.estimators.base import Estimate, Particles, check_num_particles
 from latentpg.estimators.importance import importance_estimate
+from latentpg.numerics.devices import device_of
 from latentpg.numerics.quadrature import hermite_grid
 from latentpg.programs import (
     DiagNormal,
@@ -91,9 +92,10 @@ class Quadrature:
                     got=str(dimensions),
                     fix="a sampling estimator: ConditionalIS, or PosteriorIS with many particles",
                 )
-            nodes, log_weight = hermite_grid(self.num_nodes, dimensions)
+            here = device_of(policy)
+            nodes, log_weight = (part.to(here) for part in hermite_grid(self.num_nodes, dimensions))
             sizes = [size for kind, size in sites.values() if kind == "discrete"]
-            axes = [torch.arange(len(log_weight)), *[torch.arange(size) for size in sizes]]
+            axes = [torch.arange(size, device=here) for size in (len(log_weight), *sizes)]
             index = torch.cartesian_prod(*axes).reshape(-1, len(axes))
             grid = _Grid(nodes[index[:, 0]], index[:, 1:], num_rows(obs), parameter_dtype(policy))
             with drawing(grid):

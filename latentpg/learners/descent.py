@@ -80,8 +80,8 @@ class Descent:
         """
         if not self.parameters:
             return 0.0
-        gradients = self.gradients(loss, retain_graph=retain_graph)
-        whole, *gradients = mean_of(self.group, [loss, *gradients], rows)
+        own = self.gradients(loss, retain_graph=retain_graph)
+        whole, *gradients = mean_of(self.group, [loss, *own], rows)
         _check_loss(whole)
         return self.move(gradients)
 

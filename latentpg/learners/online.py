@@ -29,6 +29,7 @@ from latentpg.learners.ppo import episode_metrics
 from latentpg.learners.scoring import Rows
 from latentpg.learners.valued import critic_descent, step_factors, value_steps
 from latentpg.numerics._checks import fraction, positive
+from latentpg.numerics.devices import device_of
 from latentpg.numerics.rng import seeded, stream_seed
 from latentpg.numerics.targets import td_error
 from latentpg.policies.common import check_sizes
@@ -145,8 +146,9 @@ class OnlineActorCritic:
         stood = collector_state(under("collector", state))
         self.collector = resume_collector(envs, stood, first=first, members=members)
         actor, critic = under("actor_trace", state), under("critic_trace", state)
-        self.actor_trace = [actor[name].clone() for name in self.agent.model.names if self.actor_trace]
-        self.critic_trace = [critic[name].clone() for name in self.value.names if self.critic_trace]
+        here = device_of(self.critic)
+        self.actor_trace = [actor[name].to(here, copy=True) for name in self.agent.model.names if self.actor_trace]
+        self.critic_trace = [critic[name].to(here, copy=True) for name in self.value.names if self.critic_trace]
         self.factor = state["factor"].clone()
         self.num_timesteps, self.num_updates = int(state["num_timesteps"]), int(state["num_updates"])
 
@@ -215,7 +217,7 @@ def _ascend(
 
 
 def _no_trace(parameters: Sequence[Tensor], members: int, decay: float | int) -> list[Tensor]:
-    return [torch.zeros(members, *parameter.shape, dtype=parameter.dtype) for parameter in parameters if decay]
+    return [parameter.new_zeros(members, *parameter.shape) for parameter in parameters if decay]
 
 
 def _by_name(names: Sequence[str], trace: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -180,10 +181,8 @@ def moments_over(group: Group, moments: RunningMoments) -> RunningMoments:
         return moments
     size = len(moments.mean)
     told = torch.cat([moments.mean.new_tensor([float(moments.count)]), moments.mean, moments.variance])
-    joined = RunningMoments.of_size(size)
-    for each in group.gather(told):
-        joined = joined.join(RunningMoments(int(each[0]), each[1 : 1 + size], each[1 + size :]))
-    return joined
+    first, *others = (RunningMoments(int(x[0]), x[1 : 1 + size], x[1 + size :]) for x in group.gather(told))
+    return reduce(RunningMoments.join, others, first)
 
 
 def texts_over(group: Group, text: str) -> list[str]:

@@ -27,9 +27,9 @@ def squared_scores(policy: LatentPolicy, scorer: Scorer, group: Int[Tensor, " B"
     length = torch.bincount(group, minlength=number)
     at_once = max(1, ROWS * number // max(len(group), 1))
     found = []
-    for chosen in torch.arange(number).split(at_once):
+    for chosen in torch.arange(number, device=group.device).split(at_once):
         first = int(length[: chosen[0]].sum())
-        index = torch.arange(first, first + int(length[chosen].sum()))
+        index = torch.arange(first, first + int(length[chosen].sum()), device=group.device)
         log_prob = scorer.score(policy, index).log_prob
         each = (group[index] == chosen[:, None]).to(log_prob.dtype)
         gradients = torch.autograd.grad(

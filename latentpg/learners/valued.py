@@ -63,6 +63,7 @@ def step_factors(
     >>> [part.flatten().tolist() for part in step_factors(torch.tensor([0.5]), none, ~none, discount=0.5)]
     [[0.5, 0.25], [0.125]]
     """
+    first = first.to(done.device)
     factors = first.new_empty(done.shape)
     for t in range(len(done)):
         factors[t] = first

@@ -6,6 +6,8 @@ policy's parameters are on; who makes a tensor beside others makes it where they
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 from torch import nn
 
@@ -36,7 +38,9 @@ def checked_device(name: str, *, index: int = 0) -> torch.device:
             "no graphics card that this build of torch can use",
             expected="torch.cuda.is_available()",
             got=f"torch {torch.__version__}, built for CUDA {torch.version.cuda}",
-            likely="a build of torch for the processor alone" if torch.version.cuda is None else "no driver, or no card",
+            likely="a build of torch for the processor alone"
+            if torch.version.cuda is None
+            else "no driver, or no card",
             fix="--device cpu, or another build: make setup TORCH_ARGS='--index-url ...'",
         )
     if index >= torch.cuda.device_count():
@@ -58,6 +62,5 @@ def device_of(module: object) -> torch.device:
     """
     if not isinstance(module, nn.Module):
         return CPU
-    tensor = next(module.parameters(), None)
-    tensor = next(module.buffers(), None) if tensor is None else tensor
-    return CPU if tensor is None else tensor.device
+    tensors = chain(module.parameters(), module.buffers())
+    return next((tensor.device for tensor in tensors), CPU)

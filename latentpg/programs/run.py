@@ -136,11 +136,11 @@ def support(policy: LatentPolicy, obs: Observations) -> Latents:
             sizes[name] = _finite_support(name, fn)
     if not sizes:
         return {}
-    indices = torch.cartesian_prod(*[torch.arange(len(values)) for values in sizes.values()])
-    indices = indices.reshape(-1, len(sizes))
+    axes = [torch.arange(len(values), device=values.device) for values in sizes.values()]
+    indices = torch.cartesian_prod(*axes).reshape(-1, len(sizes))
     latents = {}
     for column, (name, values) in enumerate(sizes.items()):
-        chosen = values[indices[:, column].to(values.device)]
+        chosen = values[indices[:, column]]
         latents[name] = chosen.unsqueeze(1).expand(chosen.shape[0], rows, *chosen.shape[1:])
     return latents
 

@@ -243,7 +243,7 @@ class OpenLoop:
 
     def __call__(self, obs: Float[Tensor, "N S"], age: Int[NDArray[np.int64], " N"]) -> Acted:
         """Return every member's next action, after those that are due have decided."""
-        ages = torch.from_numpy(age.copy())
+        ages = torch.from_numpy(age.copy()).to(obs.device)
         due = ages == 0 if self.execute is None else ages % self.execute == 0
         if self.execute is None and len(self.current):  # the horizon is known once a chunk has been drawn
             due = ages % self.current.shape[1] == 0
@@ -252,7 +252,8 @@ class OpenLoop:
         slot = ages % (self.execute or self.current.shape[1])
         self.chunk.append(self.whose.clone())
         self.slot.append(slot)
-        return Acted(self.current[torch.arange(len(obs)), slot], {}, torch.zeros(len(obs)))
+        every = torch.arange(len(obs), device=obs.device)
+        return Acted(self.current[every, slot], {}, torch.zeros(len(obs), device=obs.device))
 
     def _decide(self, obs: Float[Tensor, "N S"], due: Bool[Tensor, " N"]) -> None:
         acted = act(self.policy, obs[due])
@@ -268,10 +269,10 @@ class OpenLoop:
             )
         if not len(self.current):
             self.current = acted.action.new_zeros(len(obs), *acted.action.shape[1:])
-            self.whose = torch.zeros(len(obs), dtype=torch.int64)
+            self.whose = torch.zeros(len(obs), dtype=torch.int64, device=obs.device)
         self.current = self.current.clone()
         self.current[due] = acted.action
-        self.whose[due] = self.count + torch.arange(len(acted.action))
+        self.whose[due] = self.count + torch.arange(len(acted.action), device=obs.device)
         self.count += len(acted.action)
         self.decided.append(acted)
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentpg.errors import OptionError, ShapeError
+from latentpg.numerics.devices import device_of
 from latentpg.programs import Acted, LatentPolicy, act
 from latentpg.rollout.edge import Edge, Outcome, start_seeds
 from latentpg.rollout.environments import LARGEST_SEED, require_our_resets, resets_are_ours
@@ -146,14 +147,14 @@ class StepCollector:
         if num_steps < 1:
             raise OptionError("StepCollector.collect()", "`num_steps`", expected="an integer >= 1", got=repr(num_steps))
         self._history = self._recent_actions()
-        record = Record()
+        record, here = Record(), device_of(policy)
         dummy: list[NDArray[np.bool_]] = []
         ended: list[tuple[float, int]] = []
         with torch.inference_mode():  # what is joined outside of it is ordinary again
             for _ in range(num_steps):
                 if self._resets_are_ours and self._waiting.any():
                     self._reset(self._waiting)
-                acted = acting(policy, self._obs)
+                acted = acting(policy, self._obs.to(here))
                 outcome = self._edge.step(acted.action)
                 record.add(self._obs, acted, outcome)
                 dummy.append(self._waiting)
@@ -161,7 +162,7 @@ class StepCollector:
         return Rollout(
             record.transitions(),
             self.envs.num_envs,
-            torch.from_numpy(~np.concatenate(dummy)),
+            torch.from_numpy(~np.concatenate(dummy)).to(here),
             torch.tensor([total for total, _ in ended], dtype=torch.float64),
             torch.tensor([length for _, length in ended], dtype=torch.int64),
         )

@@ -156,6 +156,10 @@ def _make_native(env_id: str, num_envs: int) -> VectorEnv[Any, Any, Any]:
 
 
 def _nearest_environment(env_id: str) -> str:
+    package, slash, _ = env_id.partition("/")
+    if slash and ":" not in env_id and not any(known.startswith(f"{package}/") for known in gymnasium.registry):
+        # packages register their environments when they are imported, and nothing here imports what an id names
+        return f"{package}:{env_id}, which imports the package {package} first; on a command line with --trust-env"
     suggestion = did_you_mean(env_id, gymnasium.registry)
     is_whole_list = suggestion.startswith("choose one of")
     return "gymnasium.pprint_registry() lists what there is" if is_whole_list else suggestion

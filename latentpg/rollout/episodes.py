@@ -98,7 +98,7 @@ class Episodes:
     def step(self) -> Int[Tensor, " M"]:
         """Each row's step within its episode, from 0."""
         lengths = self.lengths
-        return torch.arange(len(self.episode)) - (lengths.cumsum(0) - lengths)[self.episode]
+        return torch.arange(len(self.episode), device=lengths.device) - (lengths.cumsum(0) - lengths)[self.episode]
 
     @property
     def begins(self) -> Bool[Tensor, " M"]:
@@ -110,7 +110,7 @@ class Episodes:
     @property
     def returns(self) -> Float[Tensor, " E"]:
         """Undiscounted sum of each episode's rewards, in float64."""
-        total = torch.zeros(self.num_episodes, dtype=torch.float64)
+        total = torch.zeros(self.num_episodes, dtype=torch.float64, device=self.episode.device)
         return total.index_add_(0, self.episode, self.transitions.reward.double())
 
     @property
@@ -121,7 +121,8 @@ class Episodes:
     @property
     def mask(self) -> Bool[Tensor, "T E"]:
         """Which steps of the padded form were taken; T is the longest episode's length."""
-        return torch.arange(int(self.lengths.max())).unsqueeze(1) < self.lengths
+        lengths = self.lengths
+        return torch.arange(int(lengths.max()), device=lengths.device).unsqueeze(1) < lengths
 
     def pad(self, values: Tensor, *, fill: float | int | bool = 0) -> Tensor:
         """Spread rows ``[M, ...]`` over ``[T, E, ...]``, with ``fill`` behind each episode's end."""
@@ -161,7 +162,7 @@ class Episodes:
             )
         first = self.step == 0
         rows = self.transitions
-        total = torch.zeros(self.num_episodes, dtype=rows.log_joint.dtype).index_add_(0, self.episode, rows.log_joint)
+        total = rows.log_joint.new_zeros(self.num_episodes).index_add_(0, self.episode, rows.log_joint)
         return SpanRows(
             Span(self.pad(rows.obs).transpose(0, 1), self.mask.T),
             self.pad(rows.action).transpose(0, 1),

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentpg.errors import OptionError, did_you_mean
+from latentpg.numerics.devices import device_of
 from latentpg.programs import LatentPolicy, act, take_rows
 from latentpg.rollout.chunked import OpenLoop
 from latentpg.rollout.collector import Acting
@@ -146,7 +147,7 @@ def _play(
     seeds = [starts[0]] * size
     first: dict[int, Tensor] = {}
     latents = None
-    record = Record()
+    record, here = Record(), device_of(policy)
     episode_of: list[NDArray[Any]] = []
     obs = torch.empty(0)
     with torch.inference_mode():
@@ -164,12 +165,12 @@ def _play(
                 if noises is not None and begins.any():
                     replace_noise(where, envs, {int(n): noises[playing[n]] for n in np.flatnonzero(begins)})
             if held:
-                acted = act_holding(policy, obs, latents, torch.from_numpy(age == 0))
+                acted = act_holding(policy, obs.to(here), latents, torch.from_numpy(age == 0).to(here))
                 latents = acted.latents
             elif loop is not None:
-                acted = loop(obs, age)
+                acted = loop(obs.to(here), age)
             else:
-                acted = acting(policy, obs)
+                acted = acting(policy, obs.to(here))
             outcome = edge.step(acted.action)
             age += 1
             over = outcome.terminated | outcome.truncated
@@ -181,7 +182,7 @@ def _play(
             record.add(obs, acted, outcome)
             episode_of.append(playing.copy())
             obs = outcome.next_obs
-    episode = torch.from_numpy(np.concatenate(episode_of))
+    episode = torch.from_numpy(np.concatenate(episode_of)).to(here)
     recorded = episode >= 0
     order = torch.argsort(episode[recorded], stable=True)
     rows = take_rows(recorded.nonzero().squeeze(1), order)

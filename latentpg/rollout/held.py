@@ -20,7 +20,7 @@ def act_holding(policy: LatentPolicy, obs: Tensor, held: Latents | None, begins:
     ``log_joint`` is log p(a | s, z), and log p(z | s) on top of it in the rows that drew. Without ``held`` every row
     must begin.
     """
-    log_prior = torch.zeros(len(obs))
+    log_prior = torch.zeros(len(obs), device=obs.device)
     latents: Latents = {} if held is None else held
     if bool(begins.any()):
         drawn = draw_prior(policy, obs[begins], num_particles=1)

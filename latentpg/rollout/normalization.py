@@ -76,11 +76,17 @@ class RunningMoments:
         rows = rows.detach().double()
         return cls(len(rows), rows.mean(0), rows.var(0, correction=0))
 
+    def to(self, device: torch.device) -> RunningMoments:
+        """Return the same on another device."""
+        return RunningMoments(self.count, self.mean.to(device), self.variance.to(device))
+
     def join(self, other: RunningMoments) -> RunningMoments:
         """Return the moments of both piles of rows in one."""
         more = other.count
         if more == 0:
             return self
+        if self.mean.device != other.mean.device:
+            return self.to(other.mean.device).join(other)
         total, delta = self.count + more, other.mean - self.mean
         pooled = (self.count * self.variance + more * other.variance) / total
         return RunningMoments(
@@ -191,7 +197,7 @@ class RewardScaler:
             )
         _check_finite("RewardScaler.update()", "`reward`", reward)
         taken = torch.ones_like(done) if mask is None else mask
-        carried, returns = self.carried, torch.zeros(reward.shape, dtype=torch.float64)
+        carried, returns = self.carried.to(reward.device), torch.zeros_like(reward, dtype=torch.float64)
         for t in range(len(reward)):
             returns[t] = torch.where(taken[t], self.discount * carried + reward[t].double(), carried)
             carried = returns[t].masked_fill(done[t], 0.0)

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from latentpg.errors import OptionError, ShapeError
+from latentpg.numerics.devices import device_of
 from latentpg.programs import Acted, LatentPolicy, Latents, act, take_rows
 from latentpg.rollout.edge import Edge, Outcome
 from latentpg.rollout.environments import LARGEST_SEED, require_our_resets
@@ -87,9 +88,9 @@ def record_transitions(
         return [int(value) for value in seeds.integers(LARGEST_SEED, size=envs.num_envs)]
 
     obs = edge.reset(fresh(), np.ones(envs.num_envs, dtype=np.bool_))
-    record = Record()
+    record, here = Record(), device_of(policy)
     for step in range(num_steps):
-        acted = act(policy, obs)
+        acted = act(policy, obs.to(here))
         outcome = edge.step(acted.action)
         record.add(obs, acted, outcome)
         finished = outcome.terminated | outcome.truncated
@@ -117,16 +118,17 @@ class Record:
         self.outcomes.append(outcome)
 
     def transitions(self) -> Transitions:
-        """Join the steps, time-major."""
+        """Join the steps, time-major, on the device that the policy acted on."""
         first, outcomes = self.acted[0], self.outcomes
         reward = np.concatenate([outcome.reward for outcome in outcomes])
+        here = first.action.device
         return Transitions(
-            torch.cat(self.obs),
+            torch.cat(self.obs).to(here),
             torch.cat([acted.action for acted in self.acted]),
             {name: torch.cat([acted.latents[name] for acted in self.acted]) for name in first.latents},
             torch.cat([acted.log_joint for acted in self.acted]),
-            torch.from_numpy(reward.astype(np.float32)),
-            torch.from_numpy(np.concatenate([outcome.terminated for outcome in outcomes])),
-            torch.from_numpy(np.concatenate([outcome.truncated for outcome in outcomes])),
-            torch.cat([outcome.next_obs for outcome in outcomes]),
+            torch.from_numpy(reward.astype(np.float32)).to(here),
+            torch.from_numpy(np.concatenate([outcome.terminated for outcome in outcomes])).to(here),
+            torch.from_numpy(np.concatenate([outcome.truncated for outcome in outcomes])).to(here),
+            torch.cat([outcome.next_obs for outcome in outcomes]).to(here),
         )

@@ -17,6 +17,7 @@ from latentpg.programs import LatentPolicy
 from latentpg.rollout import ObservationNormalizer, close_envs, make_envs
 from latentpg.training.algorithms import ALGORITHMS, Pieces
 from latentpg.training.config import TrainingConfig
+from latentpg.training.facts import held_to_its_learner
 from latentpg.training.place import HERE, Place, members_of
 from latentpg.training.policies import ACTIVATIONS, ChunkPart, build_policy
 from latentpg.training.starting import begin_with
@@ -36,7 +37,8 @@ class Built:
     def restore_policy(self, state: Mapping[str, Tensor]) -> None:
         """Take the policy alone from a learner's state: environments stay at their start."""
         assert isinstance(self.policy, nn.Module)
-        self.policy.load_state_dict(under("agent.policy", state))
+        with held_to_its_learner():
+            self.policy.load_state_dict(under("agent.policy", state))
 
     def close(self) -> None:
         """Close both sets of environments."""

@@ -8,7 +8,6 @@ observations are normalised by are the policy's encoder, so they are among the t
 from __future__ import annotations
 
 import sys
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from latentpg.learners.agent import under
 from latentpg.policies import observation_size
 from latentpg.programs import LatentPolicy
 from latentpg.rollout import ObservationNormalizer
+from latentpg.runs.untrusted import RefusedError, read_toml
 from latentpg.training.config import make_part, read_options
 from latentpg.training.parts import checked_name, options_of
 from latentpg.training.policies import POLICY_PARTS, NetworkOptions, PolicyPart, build_policy
@@ -72,8 +72,8 @@ class ClonedPolicy:
 def is_cloning(path: Path) -> bool:
     """Tell whether a folder is one of `latentpg imitate`: its configuration names an objective and data."""
     try:
-        values = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        values = read_toml(path / "config.toml")
+    except (OSError, ValueError, RefusedError):
         return False
     return "objective" in values and "data" in values
 
@@ -89,7 +89,7 @@ def read_cloned(path: Path | str, *, which: str | None = None) -> ClonedPolicy:
             expected="the folder of an earlier `latentpg imitate`, with its config.toml",
             got="a folder of something else" if file.is_file() else "no config.toml",
         )
-    if "seeds" in tomllib.loads(file.read_text(encoding="utf-8")):
+    if "seeds" in read_toml(file):
         raise StudyError(
             "cloned policy", f"{path} holds one run for each seed", expected="one run", fix=f"{path}/seed-N"
         )

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, cast
 
 import tyro
 from rich.console import Console
 
 from latentpg.envs.known_modes import KNOWN_MODES
 from latentpg.errors import OptionError
+from latentpg.learners.workers import TIMEOUT
+from latentpg.numerics.devices import DEVICES, checked_device
 from latentpg.programs import LatentPolicy
 from latentpg.runs import write_json
 from latentpg.studies.execute import check_workers
+from latentpg.studies.workers import Backend
 from latentpg.training.config import TrainingConfig, resolve
 from latentpg.training.evaluate import evaluate
 from latentpg.training.folders import begin_run, open_run, refused_change, seed_folder
 from latentpg.training.loop import Outcome, train
 from latentpg.training.options import changed_options, check_flags, parse_train
+from latentpg.training.place import Place, check_not_launched, placed
 from latentpg.training.preparing import execute_of, latent_of, prepared
-from latentpg.training.progress import progress
+from latentpg.training.progress import Show, progress, unseen
 from latentpg.training.saving import CHECKPOINTS, load
 from latentpg.training.seeds import draw_seeds, go_on, run_seeds
 from latentpg.training.signals import EXIT_OF_SIGNAL, stopping
@@ -38,6 +43,10 @@ Options of the run may be repeated, and none may differ from what the run began 
 
   --trust-env      let an environment id module:Env import that module
   --num-workers N  processes in which runs of several seeds go on
+  --backend NAME   where those are: process, ray or serial
+  --device NAME    cpu, or cuda: where policies and rows are
+  --group-timeout S
+                   seconds that the workers of torchrun wait for each other
   --worker-timeout S
                    seconds within which workers of async environments must answer, if not as many as before
   -h, --help       print this"""
@@ -48,17 +57,19 @@ def train_command(words: Sequence[str]) -> int:
     """Train, and return the exit status: 0, 130 after Ctrl-C or 143 after SIGTERM."""
     asked = parse_train(words)
     config = asked.config
-    check_workers(asked.num_workers, "process")
+    check_workers(asked.num_workers, asked.backend)
     if asked.seeds is not None:
-        with prepared(config, begins=True):  # a mistake shows here, and leaves nothing behind
-            pass
+        check_not_launched("latentpg train --seeds")
+        with prepared(config, begins=True, place=Place(device=checked_device(asked.device))):
+            pass  # a mistake shows here, and leaves nothing behind
         folder = begin_run(config, out=asked.out, seeds=asked.seeds)
-        return _run_seeds(config, asked.seeds, folder, asked.num_workers)
-    with stopping(say=_say) as stop, prepared(config, begins=True) as built:
-        folder = begin_run(config, out=asked.out)
-        with progress(config.run.total_timesteps, console=_errors()) as show:
-            outcome = train(config, built, folder, show=show, stop=stop)
-    return _finish(config, folder, outcome)
+        return _run_seeds(config, asked.seeds, folder, asked.num_workers, asked.backend, asked.device)
+    with placed(asked.device, timeout=asked.group_timeout) as place, stopping(say=place.saying(_say)) as stop:
+        with prepared(config, begins=True, place=place) as built:
+            folder = begin_run(config, out=asked.out) if place.writes else Path()
+            with progress(config.run.total_timesteps, console=_errors()) if place.writes else unshown() as show:
+                outcome = train(config, built, folder, show=show, stop=stop)
+        return _finish(config, folder, outcome) if place.writes else exit_of(outcome)
 
 
 def resume_command(words: Sequence[str]) -> int:
@@ -71,18 +82,26 @@ def resume_command(words: Sequence[str]) -> int:
     workers, rest = _take_option(rest, "--num-workers", int)
     num_workers = 1 if workers is None else workers
     timeout, rest = _take_option(rest, "--worker-timeout", float)
+    backend, rest = _take_option(rest, "--backend", str)
+    device, rest = _take_option(rest, "--device", str)
+    patience, rest = _take_option(rest, "--group-timeout", float)
     run = open_run(path, trusted=trusted)
     if rest and (differs := changed_options(rest, run.config)):
         raise refused_change(differs)
     config = run.config if timeout is None else resolve({**run.config.flat(), "worker_timeout": timeout})
     if run.seeds is not None:
-        check_workers(num_workers, "process")
-        return _run_seeds(config, run.seeds, run.path, num_workers)
-    saved = load(run.path, "last", say=_say)
-    with stopping(say=_say) as stop:
-        with progress(config.run.total_timesteps, console=_errors(), done=saved.step) as show:
-            outcome = go_on(config, run.path, saved, show=show, stop=stop)
-    return _finish(config, run.path, outcome)
+        check_not_launched("latentpg resume of several seeds")
+        check_workers(num_workers, backend or "process")
+        checked_device(device or "cpu")
+        return _run_seeds(
+            config, run.seeds, run.path, num_workers, cast(Backend, backend or "process"), device or "cpu"
+        )
+    with placed(device or "cpu", timeout=patience or TIMEOUT) as place, stopping(say=place.saying(_say)) as stop:
+        saved = load(run.path, "last", say=place.saying(_say))
+        shown = progress(config.run.total_timesteps, console=_errors(), done=saved.step) if place.writes else unshown()
+        with shown as show:
+            outcome = go_on(config, run.path, saved, show=show, stop=stop, place=place)
+        return _finish(config, run.path, outcome) if place.writes else exit_of(outcome)
 
 
 @dataclass(frozen=True)
@@ -99,6 +118,7 @@ class EvaluateOptions:
     video: Annotated[bool, tyro.conf.arg(help="Film episodes too, as animated GIFs in the run's folder.")] = False
     video_episodes: Annotated[int, tyro.conf.arg(help="How many.")] = 1
     trust_env: Annotated[bool, tyro.conf.arg(help="Let an environment id module:Env import that module.")] = False
+    device: Annotated[Literal[DEVICES], tyro.conf.arg(help="Where the policy is; environments stay.")] = "cpu"  # type: ignore[valid-type]
 
 
 def evaluate_command(words: Sequence[str]) -> int:
@@ -132,7 +152,7 @@ def evaluate_command(words: Sequence[str]) -> int:
 
 def _evaluate(config: TrainingConfig, folder: Path, options: EvaluateOptions) -> None:
     saved = load(folder, options.checkpoint, say=_say)
-    with prepared(config) as built:
+    with prepared(config, place=Place(device=checked_device(options.device))) as built:
         built.restore_policy(saved.state)
         found = evaluate(
             built.evaluation_envs,
@@ -176,8 +196,19 @@ def _film(
     )
 
 
-def _run_seeds(config: TrainingConfig, seeds: Sequence[int], folder: Path, num_workers: int) -> int:
-    stopped = run_seeds(config, seeds, folder, num_workers=num_workers, console=_errors(), say=_say)
+def _run_seeds(
+    config: TrainingConfig, seeds: Sequence[int], folder: Path, num_workers: int, backend: Backend, device: str
+) -> int:
+    stopped = run_seeds(
+        config,
+        seeds,
+        folder,
+        num_workers=num_workers,
+        backend=backend,
+        device=device,
+        console=_errors(),
+        say=_say,
+    )
     if stopped is not None:
         print(f"stopped; to go on: {shlex.join(['latentpg', 'resume', str(folder)])}")
         return EXIT_OF_SIGNAL + stopped
@@ -209,7 +240,18 @@ def _finish(config: TrainingConfig, folder: Path, outcome: Outcome) -> int:
     print(f"run     {folder}")
     word = "resume" if outcome.steps < total else "evaluate"
     print(f"{'to go on: ' if word == 'resume' else 'next: '}{shlex.join(['latentpg', word, str(folder)])}")
+    return exit_of(outcome)
+
+
+def exit_of(outcome: Outcome) -> int:
+    """Return the exit status of a run that has ended."""
     return 0 if outcome.signal is None else EXIT_OF_SIGNAL + outcome.signal
+
+
+@contextmanager
+def unshown() -> Iterator[Show]:
+    """Show nothing, as all workers do but the first."""
+    yield unseen
 
 
 def _folder_of(where: str, words: Sequence[str]) -> tuple[Path, list[str]]:

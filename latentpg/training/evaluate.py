@@ -166,8 +166,8 @@ def evaluate(
         if modes is None:
             return Evaluation(episodes.returns, episodes.lengths, acting)
         succeeded = episodes.returns > 0
-        seen = episodes.transitions.obs.numpy()
-        mode = torch.from_numpy(modes.of_episodes(seen, episodes.lengths.numpy()))
+        seen = episodes.transitions.obs.cpu().numpy()
+        mode = torch.from_numpy(modes.of_episodes(seen, episodes.lengths.cpu().numpy()))
         entropy = mode_entropy(mode, succeeded, num_modes=modes.num_modes)
     success = wilson_interval(int(succeeded.sum()), len(succeeded))
     return Evaluation(episodes.returns, episodes.lengths, acting, success, entropy)

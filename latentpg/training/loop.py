@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from latentpg.envs.known_modes import KNOWN_MODES
 from latentpg.errors import LatentPGError
 from latentpg.learners.batches import Means
@@ -29,6 +31,7 @@ from latentpg.training.build import Built
 from latentpg.training.config import TrainingConfig, known_values
 from latentpg.training.curves import draw_curve, evaluation_curve
 from latentpg.training.evaluate import evaluate
+from latentpg.training.facts import check_facts
 from latentpg.training.log import STEPS, MetricsLog, Row
 from latentpg.training.place import agreed_signal, gathered_state, state_of_worker, told_by_first
 from latentpg.training.preparing import execute_of, latent_of
@@ -106,7 +109,10 @@ class _Run:
         """Evaluate what nothing has been learnt of yet, or go on."""
         place = self.built.place
         if saved is None:
-            check_alike(place.group, encode_tensors(self.built.learner.agent.state()), what="their first parameters")
+            policy = self.built.policy
+            assert isinstance(policy, nn.Module)
+            if place.group.size > 1:
+                check_alike(place.group, encode_tensors(policy.state_dict()), what="their first parameters")
             self.log = MetricsLog(self.folder) if place.writes else None
             row = self._evaluate()
             self._save(is_best=True)
@@ -115,6 +121,7 @@ class _Run:
         if place.writes:
             clear_temporaries(self.folder)
         facts = saved.facts
+        check_facts(facts)
         check_alike(place.group, f"{saved.step}".encode(), what="the checkpoint that they go on from")
         why = restore(self.built.learner, state_of_worker(place, saved.state, facts))
         self.inexact = facts.get("inexact", "")

@@ -15,11 +15,15 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tyro
 
 from latentpg.errors import OptionError
+from latentpg.learners.workers import TIMEOUT
+from latentpg.numerics.devices import DEVICES
+from latentpg.studies.workers import BACKENDS, Backend
 from latentpg.training.config import (
     TrainingConfig,
     allowed,
     check_names,
     check_trust,
+    fine_tuning_options,
     known_values,
     layered,
     read_options,
@@ -29,6 +33,8 @@ from latentpg.training.config import (
     unknown_option,
 )
 from latentpg.training.parts import SELECTORS, Selection, options_of, owner_of
+from latentpg.training.source import KEYS
+from latentpg.training.starting import inherited_names, read_source
 
 _SELECTS = tuple(each.name for each in fields(Selection))
 
@@ -37,8 +43,13 @@ _OF_COMMAND: tuple[tuple[str, Any, Any, str], ...] = (
     ("tuned", bool, True, "Start from the options that ship for this environment and algorithm, where there are any."),
     ("seeds", str | None, None, "Several runs, as 0:5 (five of them) or 3,5,8, and a learning curve over them."),
     ("num_workers", int, 1, "Processes in which runs of several seeds go on."),
+    ("backend", Literal[BACKENDS], "process", "Where those are: processes of this machine, or a Ray cluster's."),
+    ("device", Literal[DEVICES], "cpu", "Where policies and rows are; environments stay on the processor."),
+    ("group_timeout", float, float(TIMEOUT), "Seconds that the workers of torchrun wait for each other."),
     ("out", Path | None, None, "Folder to write to, new or empty; without it runs/ENV-ALGO-DATE-TIME."),
     ("trust_env", bool, False, "Let an environment id of the form module:Env import that module."),
+    ("from", Path | None, None, "Folder of an earlier run, of imitate or train, whose policy this one begins with."),
+    ("from_checkpoint", Literal["best", "last"] | None, None, "Which of that run's checkpoints; else the best."),
 )
 
 _TEXTS: Mapping[str, str] = {
@@ -70,6 +81,9 @@ class TrainCommand:
     num_workers: int
     out: Path | None
     trusted: bool
+    backend: Backend
+    device: str
+    group_timeout: float | int
 
 
 def parse_train(words: Sequence[str]) -> TrainCommand:
@@ -124,10 +138,17 @@ def command_of(config: TrainingConfig, seeds: Sequence[int] | None = None) -> st
     """
     selection, values = config.selection, known_values(config)
     start = {"env": selection.env, "algo": selection.algo}
-    base = layered(tuned_options(**start), start)
+    if config.source is None:
+        base = layered(tuned_options(**start), start)
+    else:
+        given = {name: values.pop(name) for name in KEYS}
+        handed_on = {name: values[name] for name in inherited_names(values) if name in values}
+        base = layered(fine_tuning_options(**start), {**handed_on, **given}, start)
     chosen = {name: values[name] for name in _SELECTS if values[name] != getattr(select(base), name)}
     plain = known_values(resolve(layered(base, chosen)))
     words = ["latentpg", "train", "--env", selection.env, "--algo", selection.algo]
+    if config.source is not None:
+        words += ["--from", config.source.path, "--from-checkpoint", config.source.checkpoint]
     for name, value in values.items():
         if name in chosen or (name not in _SELECTS and name != "seed" and value != plain.get(name)):
             words += spell(name, value)
@@ -136,16 +157,23 @@ def command_of(config: TrainingConfig, seeds: Sequence[int] | None = None) -> st
 
 
 def _parse(words: Sequence[str]) -> TrainCommand:
-    first = choices_in(words)
+    first = choices_in(words, (*_SELECTS, "from", "from_checkpoint"))
     file = {} if first.get("config") is None else read_options(Path(first["config"]))
     chosen = {name: first[name] for name in _SELECTS if name in first}
-    if "env" in {**file, **chosen}:
-        check_names(file, select({**file, "env": chosen.get("env", file.get("env"))}), where=str(first.get("config")))
+    handed_on: Mapping[str, Any] = {}
+    if "from" in first:
+        handed_on = read_source(first["from"], checkpoint=first.get("from_checkpoint")).values
+        _check_handed_on(handed_on, {**file, **chosen})
+    elif "from_checkpoint" in first:
+        raise OptionError("--from-checkpoint", "of no run", expected="--from RUN beside it", got="no --from")
+    both = {**handed_on, **file, **chosen}
+    if "env" in both:
+        check_names(file, select({**both, **file, "env": both["env"]}), where=str(first.get("config")))
     shipped: dict[str, Any] = {}
-    if "no_tuned" not in first and "env" in {**file, **chosen}:
-        both = {**file, **chosen}
-        shipped = tuned_options(str(both["env"]), str(both.get("algo", "ppo")))
-    config = resolve(layered(shipped, file, chosen))
+    if "no_tuned" not in first and "env" in both:
+        options_for = fine_tuning_options if "from" in both else tuned_options
+        shipped = options_for(str(both["env"]), str(both.get("algo", "ppo")))
+    config = resolve(layered(shipped, {**handed_on}, file, chosen))
     check_flags("latentpg train", words, _names(config, _OF_COMMAND))
     options: Any = tyro.cli(
         _options_class(config, _OF_COMMAND),
@@ -155,8 +183,18 @@ def _parse(words: Sequence[str]) -> TrainCommand:
     )
     check_trust(config.selection.env, trusted=options.trust_env)
     resolved = resolve(_values(options, config))
+    _check_handed_on(handed_on, resolved.flat())
     seeds = None if options.seeds is None else seeds_of(options.seeds)
-    return TrainCommand(resolved, seeds, options.num_workers, options.out, options.trust_env)
+    return TrainCommand(
+        resolved,
+        seeds,
+        options.num_workers,
+        options.out,
+        options.trust_env,
+        options.backend,
+        options.device,
+        options.group_timeout,
+    )
 
 
 def choices_in(words: Sequence[str], names: Sequence[str] = _SELECTS) -> dict[str, str]:
@@ -190,7 +228,25 @@ def _options_class(config: TrainingConfig, extra: Sequence[tuple[str, Any, Any, 
 
 
 def _values(options: Any, config: TrainingConfig) -> dict[str, Any]:  # noqa: ANN401 (an instance of what was made)
-    return {name: getattr(options, name) for name in config.flat()}
+    given = {name: getattr(options, name) for name in config.flat() if name not in KEYS}
+    return given | ({} if config.source is None else config.source.values())
+
+
+def _check_handed_on(handed_on: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Refuse other options than those of the run whose policy is taken."""
+    differs = [
+        f"{name} = {values[name]}, and there {handed_on[name]}"
+        for name in (inherited_names(handed_on) if handed_on else ())
+        if name in handed_on and name in values and values[name] != handed_on[name]
+    ]
+    if differs:
+        raise OptionError(
+            "latentpg train",
+            "the policy, its options, its networks and what it normalises by come from the run that --from names",
+            expected="none of these options",
+            got="; ".join(differs),
+            fix="leave them out, or begin without --from",
+        )
 
 
 def check_flags(
@@ -212,6 +268,8 @@ def _names(config: TrainingConfig, extra: Sequence[tuple[str, Any, Any, str]]) -
 
 def option_field(name: str, kind: Any, default: Any, text: str) -> tuple[str, Any, Any]:  # noqa: ANN401 (a type, its value)
     """Return the field of an option for tyro: its name, its type with a line of help, and its default."""
+    if name == "from":  # a keyword, which no field may be named
+        return "from_run", Annotated[kind, tyro.conf.arg(name="from", help=text)], field(default=default)
     return name, Annotated[kind, tyro.conf.arg(help=text)], field(default=default)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from latentpg.errors import OptionError
 from latentpg.learners import Learner
 from latentpg.rollout import EnvironmentFault
+from latentpg.training.facts import held_to_its_learner
 
 OF_EPISODES: Mapping[str, float] = {
     "collector.waiting": 1.0,
@@ -33,11 +34,12 @@ OF_OPTIMISERS = ("agent.model.", "agent.guide.", "value.")
 def restore(learner: Learner, state: Mapping[str, Tensor]) -> str | None:
     """Go on where the state was taken; return None, or why the environments could not be brought back."""
     check_names(learner, state)
-    try:
-        learner.restore(state)
-    except EnvironmentFault as fault:
-        learner.restore(without_episodes(state))
-        return str(fault)
+    with held_to_its_learner():
+        try:
+            learner.restore(state)
+        except EnvironmentFault as fault:
+            learner.restore(without_episodes(state))
+            return str(fault)
     return None
 
 

@@ -13,8 +13,9 @@ from typing import Any
 from rich.console import Console
 
 from latentpg.errors import LatentPGError, StudyError
+from latentpg.numerics.devices import checked_device
 from latentpg.runs import Checkpoint
-from latentpg.studies.workers import prepare_worker, workers
+from latentpg.studies.workers import Backend, prepare_worker, workers
 from latentpg.training.config import TrainingConfig, known_values, resolve
 from latentpg.training.curves import draw_curve, learning_curve
 from latentpg.training.folders import begin_run, check_same, has_finished, seed_folder
@@ -46,12 +47,18 @@ def go_on(
 
 
 def run_seed(
-    config: TrainingConfig, folder: Path, *, show: Show = unseen, stop: Stop = never, say: Callable[[str], None] = print
+    config: TrainingConfig,
+    folder: Path,
+    *,
+    show: Show = unseen,
+    stop: Stop = never,
+    say: Callable[[str], None] = print,
+    place: Place = HERE,
 ) -> Outcome:
     """Begin a run of one seed in a folder, or go on with what is there."""
     if (folder / CHECKPOINTS).is_dir():
-        return go_on(config, folder, load(folder, "last", say=say), show=show, stop=stop)
-    with prepared(config, begins=True) as built:
+        return go_on(config, folder, load(folder, "last", say=say), show=show, stop=stop, place=place)
+    with prepared(config, begins=True, place=place) as built:
         if not (folder / "config.toml").is_file():
             begin_run(config, out=folder)
         return train(config, built, folder, show=show, stop=stop)
@@ -63,6 +70,8 @@ def run_seeds(
     folder: Path,
     *,
     num_workers: int,
+    backend: Backend = "process",
+    device: str = "cpu",
     console: Console,
     say: Callable[[str], None],
 ) -> int | None:
@@ -72,10 +81,12 @@ def run_seeds(
     """
     missing = [seed for seed in seeds if not has_finished(seed_folder(folder, seed))]
     (folder / STOP_FILE).unlink(missing_ok=True)
-    if num_workers > 1 and len(missing) > 1:
-        stopped, failed = _in_processes(config, missing, folder, min(num_workers, len(missing)), say)
+    if num_workers > 1 and len(missing) > 1 and backend != "serial":
+        task = _SeedTask(known_values(config), folder.absolute(), os.getpid(), device)
+        stopped, failed = _in_processes(task, missing, backend, min(num_workers, len(missing)), say)
     else:
-        stopped, failed = _one_by_one(config, missing, folder, console, say)
+        place = Place(device=checked_device(device))
+        stopped, failed = _one_by_one(config, missing, folder, console, say, place)
     if failed:
         named = ", ".join(map(str, failed))
         raise StudyError(
@@ -99,7 +110,12 @@ def draw_seeds(config: TrainingConfig, seeds: Sequence[int], folder: Path) -> li
 
 
 def _one_by_one(
-    config: TrainingConfig, seeds: Sequence[int], folder: Path, console: Console, say: Callable[[str], None]
+    config: TrainingConfig,
+    seeds: Sequence[int],
+    folder: Path,
+    console: Console,
+    say: Callable[[str], None],
+    place: Place,
 ) -> tuple[int | None, dict[int, str]]:
     failed: dict[int, str] = {}
     with stopping(say=say) as stop:
@@ -108,7 +124,7 @@ def _one_by_one(
             with progress(config.run.total_timesteps, console=console) as show:
                 try:
                     mine = config.with_seed(seed)
-                    outcome = run_seed(mine, seed_folder(folder, seed), show=show, stop=stop, say=say)
+                    outcome = run_seed(mine, seed_folder(folder, seed), show=show, stop=stop, say=say, place=place)
                 except LatentPGError as error:
                     failed[seed] = str(error)
                     continue
@@ -124,6 +140,7 @@ class _SeedTask:
     values: Mapping[str, Any]
     folder: Path
     parent: int
+    device: str = "cpu"
 
     def __call__(self, key: str) -> tuple[int, float, bool, str]:
         prepare_worker(self.parent)
@@ -135,6 +152,7 @@ class _SeedTask:
                 seed_folder(self.folder, seed),
                 stop=lambda: signal.SIGTERM if flag.exists() else None,
                 say=lambda text: None,
+                place=Place(device=checked_device(self.device)),
             )
         except LatentPGError as error:
             return seed, float("nan"), False, str(error)
@@ -142,13 +160,12 @@ class _SeedTask:
 
 
 def _in_processes(
-    config: TrainingConfig, seeds: Sequence[int], folder: Path, num_workers: int, say: Callable[[str], None]
+    task: _SeedTask, seeds: Sequence[int], backend: Backend, num_workers: int, say: Callable[[str], None]
 ) -> tuple[int | None, dict[int, str]]:
     failed: dict[int, str] = {}
-    task = _SeedTask(known_values(config), folder, os.getpid())
-    flag = folder / STOP_FILE
+    flag = task.folder / STOP_FILE
     try:
-        with stopping(say=say, on_stop=flag.touch) as stop, workers("process", num_workers) as start:
+        with stopping(say=say, on_stop=flag.touch) as stop, workers(backend, num_workers) as start:
             with closing(start(task, [str(seed) for seed in seeds])) as results:
                 for seed, mean, stopped, error in results:
                     if error:

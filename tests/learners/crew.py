@@ -97,11 +97,13 @@ class Mate:
         return found
 
     def _wait(self) -> None:
+        mine = torch.get_rng_state()  # of whatever this worker has opened a scope of
         self.turn.release()
         try:
             self.barrier.wait(PATIENCE)
         finally:
             self.turn.acquire()
+            torch.set_rng_state(mine)
 
 
 def in_threads(work: Callable[[Group], Result], size: int = 2) -> list[Result]:
@@ -111,7 +113,7 @@ def in_threads(work: Callable[[Group], Result], size: int = 2) -> list[Result]:
     raised: list[BaseException] = []
 
     def run(rank: int) -> None:
-        with turn:
+        with turn, torch.random.fork_rng(devices=[]):
             try:
                 found[rank] = work(Mate(rank, size, turn, barrier, table))
             except BaseException as error:
