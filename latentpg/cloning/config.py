@@ -127,6 +127,8 @@ def tuned_options(env: str | None) -> dict[str, Any]:
 def layered(shipped: Mapping[str, Any], *layers: Mapping[str, Any]) -> dict[str, Any]:
     """Put names and values on top of each other; a layer that chooses other parts than shipped options leaves them out.
 
+    Another latent of the same policy keeps the policy alone.
+
     >>> layered({"policy": "episode", "num_epochs": 1000}, {"data": "shown.npz", "policy": "mixture"})
     {'data': 'shown.npz', 'policy': 'mixture'}
     """
@@ -134,8 +136,10 @@ def layered(shipped: Mapping[str, Any], *layers: Mapping[str, Any]) -> dict[str,
     for layer in layers:
         above |= layer
     other = any(above.get(name, shipped.get(name)) != shipped.get(name) for name in SELECTORS if name in shipped)
+    if other or not shipped:
+        return above
     kind = above.get("latent_kind", shipped.get("latent_kind")) != shipped.get("latent_kind")
-    return above if other or kind else {**shipped, **above}
+    return {"policy": shipped["policy"], **above} if kind else {**shipped, **above}
 
 
 def _make_objective(where: str, selection: CloningSelection, values: Mapping[str, Any]) -> Objective:

@@ -57,7 +57,7 @@ def test_parts_of_the_data_are_kept_by_number(cloned: Path) -> None:
     split = json.loads((cloned / "split.json").read_text(encoding="utf-8"))
     parts = [split[name] for name in ("train", "validation", "test")]
     assert [len(part) for part in parts] == [12, 6, 6]
-    assert sorted(sum(parts, [])) == list(range(24))
+    assert sorted(number for part in parts for number in part) == list(range(24))
     with prepared(open_run(cloned, trusted=False).config) as built:
         assert [each.tolist() for each in built.split.episodes] == parts
         kept = json.loads((cloned / "normalisation.json").read_text(encoding="utf-8"))
