@@ -64,6 +64,13 @@ tests-slow: $(VENV)/.test ## The slow statistical tests alone
 mutations: $(VENV)/.test ## Take out guards one at a time, and hold that the tests notice
 	$(BIN)/python -m tests.mutations
 
+# Half an hour; the slow tests run three minutes of it
+SOAK_SECONDS ?= 1800
+
+.PHONY: soak
+soak: $(VENV)/.test ## Train, evaluate, go on and study over and over: memory and open files must stay flat
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m tests.soak $(SOAK_SECONDS)
+
 .PHONY: bench
 bench: $(VENV)/.test ## Benchmarks: ratios within one run, on one thread
 	$(STEADY_HEAP) $(PYTEST) benchmarks

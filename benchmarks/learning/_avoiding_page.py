@@ -172,8 +172,8 @@ def _draw_success(results: Results, folder: Path) -> list[Path]:
         # without a success there are no modes: drawn at 0, as open marks
         y = np.array([[0.0] * 3 if entropy[0] is None else entropy for _, entropy in points])
         empty = all(entropy[0] is None for _, entropy in points)
-        reach = {"xerr": _bars(x), "yerr": _bars(y)}
-        axes.errorbar(x[:, 0], y[:, 0], **reach, fmt="none", ecolor=contender.colour, elinewidth=0.5, alpha=0.6)
+        lines: Any = {"fmt": "none", "ecolor": contender.colour, "elinewidth": 0.5, "alpha": 0.6}
+        axes.errorbar(x[:, 0], y[:, 0], xerr=_bars(x), yerr=_bars(y), **lines)
         face = "none" if empty else contender.colour
         style: Any = {"marker": contender.marker, "s": 22, "linewidths": 0.8, "zorder": 3}
         axes.scatter(x[:, 0], y[:, 0], facecolors=face, edgecolors=contender.colour, label=contender.name, **style)

@@ -87,8 +87,8 @@ def demonstrations(seed: int) -> Shown:
     both = []
     for per_mode, drawn_by in ((PER_MODE, seed), (HELD_OUT_PER_MODE, HELD_OUT_SEED + seed)):
         shown = demonstrate(per_mode=per_mode, seed=drawn_by)
-        arrays = (shown.obs, shown.action, shown.episode)
-        read = Demonstrations(*map(torch.from_numpy, arrays), mode=torch.from_numpy(shown.mode))
+        obs, action, episode, mode = map(torch.from_numpy, (shown.obs, shown.action, shown.episode, shown.mode))
+        read = Demonstrations(obs, action, episode, mode=mode)
         both.append(encode_for_spaces(read, task.observation_space, task.action_space))
     return Shown(both[0], both[1], (task.observation_space, task.action_space))
 

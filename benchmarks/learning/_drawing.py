@@ -30,6 +30,9 @@ EVERY = 20
 NUM_STEPS = 1000 // EVERY
 """Steps of a motion, T."""
 
+THINNED = 2
+"""Of the points of a path every so many-th is compared."""
+
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 """Where the pen is from its start, in millimetres, and the percentage of the motion that is over."""
 
@@ -64,6 +67,8 @@ def drawn(action: Float[Tensor, "E T 2"]) -> Float[NDArray[np.float64], "E P 2"]
 
 class Seen(nn.Module):
     """What networks see: the standardised observation, and sines and cosines of 1 to ``waves`` half turns a motion."""
+
+    turns: Tensor
 
     def __init__(self, normalizer: nn.Module, *, waves: int = 6) -> None:
         """Take the training part's normaliser."""
@@ -172,9 +177,9 @@ class Judged:
 
 
 def judge(samples: Float[NDArray[np.float64], "N P 2"], demonstrations: Demonstrations) -> Judged:
-    """Hold samples against all demonstrations."""
+    """Hold samples against all demonstrations, whose paths are thinned as the samples are."""
     assert demonstrations.mode is not None
-    shown, mode = paths(demonstrations), demonstrations.mode.numpy()
+    shown, mode = paths(demonstrations)[:, ::THINNED], demonstrations.mode.numpy()
     apart = distances(samples, shown)
     shape = mode[apart.argmin(1)]
     spread = np.array([spread_of(shown[mode == each]) for each in range(int(mode.max()) + 1)])

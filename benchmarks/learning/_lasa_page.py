@@ -98,6 +98,8 @@ def table(results: Results) -> list[str]:
 def per_shape(results: Results) -> list[str]:
     """Return how many of all seeds' samples count as each shape, for the contenders that are drawn."""
     chosen = [(name, prior) for name, prior in SHOWN if name in results]
+    if not chosen:
+        return []
     labels = {(name, prior): label for name, prior, label in rows(results)}
     lines = [
         "Steady samples that count as each shape, of all seeds together (of each, 150 samples a seed):",

@@ -12,13 +12,13 @@ with noise of 1 (mm, and per cent of the motion); EM, whose likelihood never fal
 sees them as they are.
 
 * ``exact``, ``em``: one of 60 codes, the likelihood by enumeration, by gradient and by expectation and maximisation.
-* ``elbo``, ``iwae``, ``reweighted-wake-sleep``, ``wake-sleep``, ``score-climbing``: z of 4 numbers, whose prior is a
+* ``elbo``, ``iwae``, ``reweighted-wake-sleep``, ``wake-sleep``, ``score-climbing``: z of 6 numbers, whose prior is a
   mixture of 150 Gaussians learnt with the rest. Afterwards, and beside it, the prior is set to the guide's aggregate
   posterior of the 150 training episodes; decoder and guide are the same ones.
 * ``plain``: a Gaussian, no latent; ``told``: the same network with the shape as 30 further inputs, the ceiling.
 
 The likelihood is of the displacements in millimetres: enumerated for codes, annealed importance sampling (a lower
-bound) for z of 4 numbers. A sample is a motion of z from the prior, 150 of them a contender (five a shape); it *counts*
+bound) for z of 6 numbers. A sample is a motion of z from the prior, 150 of them a contender (five a shape); it *counts*
 as a shape by dynamic time warping to its nearest demonstration (:class:`~benchmarks.learning._drawing.Judged`).
 """
 
@@ -35,7 +35,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from benchmarks.learning._drawing import ACTIONS, OBSERVATIONS, Seen, draw_motions, judge, motions
+from benchmarks.learning._drawing import ACTIONS, OBSERVATIONS, THINNED, Seen, draw_motions, judge, motions
 from benchmarks.learning._lasa_page import draw, table
 from latentpg import seeded
 from latentpg.data import Demonstrations, Normalization, Split, episode_rows, split_episodes
@@ -67,9 +67,9 @@ SEEDS = (0, 1, 2)
 
 WIDTHS = (64, 64)
 NUM_CODES = 60
-LATENT_SIZE = 4
+LATENT_SIZE = 6
 SAMPLES = 150
-ANNEALING = Annealing(num_temperatures=30, num_chains=8, kernels=(Independence(), HMC()))
+ANNEALING = Annealing(num_temperatures=20, num_chains=8, pilot_chains=4, kernels=(Independence(), HMC()))
 LADDER = (1, 16, 256)
 CODES, GAUSSIAN, PLAIN, TOLD = "codes", "gaussian", "plain", "told"
 
@@ -92,18 +92,18 @@ class Contender:
             learning_rate=3e-3,
             warmup=0.1,
             max_grad_norm=5.0,
-            evaluate_every=max(1, self.num_epochs // 20),
+            evaluate_every=max(1, self.num_epochs // 10),
             observation_noise=self.noise,
         )
 
 
 CONTENDERS: Mapping[str, Contender] = {
     "exact": Contender(CODES, MaximumLikelihood(), 120, batch_size=6),
-    "em": Contender(CODES, ExpectationMaximization(num_gradient_steps=10), 15, noise=0.0),
-    "elbo": Contender(GAUSSIAN, VariationalBound(), 500),
+    "em": Contender(CODES, ExpectationMaximization(num_gradient_steps=10), 12, noise=0.0),
+    "elbo": Contender(GAUSSIAN, VariationalBound(), 1000),
     "iwae": Contender(GAUSSIAN, ImportanceBound(num_particles=8), 500),
     "reweighted-wake-sleep": Contender(GAUSSIAN, ReweightedWakeSleep(num_particles=8), 500),
-    "wake-sleep": Contender(GAUSSIAN, ClassicWakeSleep(), 500),
+    "wake-sleep": Contender(GAUSSIAN, ClassicWakeSleep(), 1000),
     "score-climbing": Contender(GAUSSIAN, ScoreClimbing(num_particles=8), 500),
     "plain": Contender(PLAIN, MaximumLikelihood(), 500),
     "told": Contender(TOLD, MaximumLikelihood(), 500),
@@ -137,10 +137,16 @@ def learn(name: str, seed: int) -> dict[str, Any]:
         "options": asdict(chosen.options),
         "steps": chosen.num_epochs * -(-rows.size // chosen.batch_size),
         "best_epoch": fitted.best_epoch,
-        "parameters": sum(each.numel() for each in policy.parameters()),
+        "parameters": size_of(policy),
         "sigma": sigma_of(policy),
         "priors": {kind: measure(each, chosen.kind, every, split, seed) for kind, each in priors.items()},
     }
+
+
+def size_of(policy: LatentPolicy) -> int:
+    """Count the numbers that are learnt."""
+    assert isinstance(policy, nn.Module)
+    return sum(each.numel() for each in policy.parameters())
 
 
 def make_policy(kind: str, train: Demonstrations) -> LatentPolicy:
@@ -211,10 +217,10 @@ def measure(policy: LatentPolicy, kind: str, every: Demonstrations, split: Split
     drawn = {}
     for name, steady in (("steady", True), ("drawn", False)):
         with seeded(stream_seed(seed, f"samples, {name}")):
-            paths = draw_motions(policy, SAMPLES, steady=steady, told=told)
+            paths = draw_motions(policy, SAMPLES, steady=steady, told=told)[:, ::THINNED]
         drawn[name] = judgement(paths, every, split)
         if steady and seed == SEEDS[0]:
-            drawn[name]["paths"] = np.round(paths[:, ::2], 1).tolist()
+            drawn[name]["paths"] = np.round(paths, 1).tolist()
     return {
         "likelihood": found.likelihood.per_dimension.value,
         "kind": found.likelihood.kind,

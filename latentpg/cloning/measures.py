@@ -38,6 +38,7 @@ from latentpg.imitation import FitRows, HeldOut, VariationalBound, effective_sca
 from latentpg.numerics.rng import seeded, stream_seed
 from latentpg.policies.heads import BoxHead
 from latentpg.programs import row_blocks, take_rows
+from latentpg.training.policies import EpisodePart
 
 MOST_ROWS = 2000
 """Rows on which the use of the latent is measured, at most."""
@@ -118,7 +119,8 @@ def measure(built: Prepared, *, seed: int, check: Callable[[], None] = lambda: N
     with seeded(stream_seed(seed, "curve")):
         curve = found.curve or bounds(built, test)
         gap = None
-        if found.annealed is not None and annealing is not None:
+        # a whole episode cannot be dreamed at the observations of a demonstration, which are those of its own way
+        if found.annealed is not None and annealing is not None and not isinstance(built.config.policy, EpisodePart):
             some = first_episodes(test, 20)
             gap = sandwich(policy, take_rows(some.obs, slice(0, 200)), some.episode[:200], annealing=annealing)
     check()

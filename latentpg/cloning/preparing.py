@@ -15,6 +15,7 @@ from typing import Any
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 
+from latentpg.cloning.acting import check_acting
 from latentpg.cloning.config import CloningConfig
 from latentpg.cloning.sources import demonstrations_of, spaces_of
 from latentpg.data import (
@@ -96,8 +97,7 @@ def open_envs(config: CloningConfig) -> VectorEnv[Any, Any, Any] | None:
 def prepare(config: CloningConfig, envs: VectorEnv[Any, Any, Any] | None) -> Prepared:
     """Read, hold against the spaces, split, cut into rows, and build; initial parameters hang on the seed alone."""
     run = config.run
-    if envs is None and run.acting == "ensembled":
-        pass  # nothing is played, so that nothing is averaged
+    check_acting(config.policy, run.acting)
     data = config.selection.data
     demonstrations = demonstrations_of(data, number=run.num_demonstrations, seed=run.demonstration_seed)
     where: tuple[spaces.Space[Any], spaces.Space[Any]]

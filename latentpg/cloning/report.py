@@ -50,17 +50,14 @@ def write_report(
 def _lead(built: Prepared, told: Mapping[str, Any]) -> str:
     train, validation, test = built.split.sizes
     best = told["best"]
-    handed = (
-        f"those of epoch {best['epoch']}, the best on the validation part"
-        if told["kept"] == "best"
-        else "those of the last epoch"
-    )
+    handed = "those of that epoch" if told["kept"] == "best" else "those of the last one"
     floored = built.normalization.floored
     flat = f" Hardly varying: {', '.join(floored)}." if floored else ""
     return (
         f"Learnt from {train} episodes ({built.rows.size} rows) of {built.config.selection.data}; {validation} "
         f"episodes were for validation and {test} for the test. {told['epochs']} epochs took {told['seconds']:.0f} s. "
-        f"The parameters measured here are {handed} ({best['valid/log_prob']:.2f} nats a row there at best).{flat}"
+        f"On the validation part epoch {best['epoch']} was best, with {best['valid/log_prob']:.2f} nats a row in policy "
+        f"coordinates; the parameters measured here are {handed}.{flat}"
     )
 
 
@@ -73,7 +70,10 @@ def _likelihood(measured: Measured) -> list[str]:
     ]
     if measured.curve is not None:
         for point in measured.curve.points:
-            note = f"lower bound; lacks about {-point.bias:.3f} to first order"
+            lacks = (
+                f"lacks {-point.bias:.3f} to first order" if -point.bias < 1 else "its weights are too uneven to say"
+            )
+            note = f"lower bound; {lacks}{'' if -point.bias < 1 else ' what it lacks'}"
             rows.append(_row(f"nats a row, K = {point.num_particles}", point.bound, note))
     if measured.gap is not None:
         gap = measured.gap

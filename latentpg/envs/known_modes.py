@@ -21,9 +21,7 @@ class KnownModes:
     """
 
     num_modes: int
-    of_episodes: Callable[
-        [Float[NDArray[Any], "M S"], Int[NDArray[Any], " E"]], Int[NDArray[Any], " E"]
-    ]
+    of_episodes: Callable[[Float[NDArray[Any], "M S"], Int[NDArray[Any], " E"]], Int[NDArray[Any], " E"]]
 
 
 KNOWN_MODES: Mapping[str, KnownModes] = {

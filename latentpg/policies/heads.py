@@ -18,7 +18,7 @@ from torch.distributions import Distribution
 
 from latentpg.errors import OptionError
 from latentpg.policies.networks import one_hot
-from latentpg.policies.spaces import unsupported_action_space
+from latentpg.policies.spaces import empty_space, unsupported_action_space
 from latentpg.programs.distributions import Categorical, DiagNormal, MultiBernoulli, MultiCategorical
 
 
@@ -147,6 +147,8 @@ def make_head(space: spaces.Space[Any]) -> ActionHead:
     >>> make_head(spaces.Discrete(3, start=7)).num_parameters
     3
     """
+    if 0 in tuple(space.shape or ()):
+        raise empty_space("action space", space)
     match space:
         case spaces.Discrete():
             return DiscreteHead(int(space.n))

@@ -29,6 +29,7 @@ def observation_size(space: spaces.Space[Any]) -> int:
     10
     """
     _check_observation_space(space)
+    _check_entries(space)
     return spaces.utils.flatdim(space)
 
 
@@ -184,3 +185,21 @@ def _check_observation_space(space: spaces.Space[Any]) -> None:
                 got=repr(part),
                 fix="wrap the environment with gymnasium.wrappers.TransformObservation",
             )
+
+
+def _check_entries(space: spaces.Space[Any]) -> None:
+    parts: list[spaces.Space[Any]] = [space]
+    while parts:
+        part = parts.pop()
+        inner = [*part.spaces.values()] if isinstance(part, spaces.Dict) else []
+        inner = list(part.spaces) if isinstance(part, spaces.Tuple) else inner
+        parts.extend(inner)
+        if not inner and not spaces.utils.flatdim(part):
+            raise empty_space("observation space", part)
+
+
+def empty_space(where: str, space: spaces.Space[Any]) -> SpaceError:
+    """Build the error for a space, or a part of one, that has no entries."""
+    return SpaceError(
+        where, "it has no entries", expected="one or more", got=repr(space), fix="Box(1, 1, (1,)), a constant, instead"
+    )

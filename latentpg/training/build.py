@@ -64,9 +64,8 @@ def build(config: TrainingConfig, *, tensors: Mapping[str, Tensor] | None = None
     envs = make_envs(config.selection.env, members, vectorization_mode=mode, timeout=timeout)
     try:
         # one after the other: an evaluation is short, and every environment can be stepped so
-        together = "native" if mode == "native" else "sync"
-        members = min(run.num_envs, run.eval_episodes)
-        evaluation_envs = make_envs(config.selection.env, members, vectorization_mode=together)
+        together = {"vectorization_mode": mode} if mode == "native" else {}
+        evaluation_envs = make_envs(config.selection.env, min(run.num_envs, run.eval_episodes), **together)
         size = observation_size(envs.single_observation_space)
         normalizer = ObservationNormalizer(size) if run.normalize_observations else None
         with seeded(stream_seed(run.seed, "initial parameters")):

@@ -168,7 +168,7 @@ def _parse(words: Sequence[str]) -> TrainCommand:
         raise OptionError("--from-checkpoint", "of no run", expected="--from RUN beside it", got="no --from")
     both = {**handed_on, **file, **chosen}
     if "env" in both:
-        check_names(file, select({**both, **file, "env": both["env"]}), where=str(first.get("config")))
+        check_names(file, select({**handed_on, **file, "env": both["env"]}), where=str(first.get("config")))
     shipped: dict[str, Any] = {}
     if "no_tuned" not in first and "env" in both:
         options_for = fine_tuning_options if "from" in both else tuned_options

@@ -11,6 +11,9 @@ from latentpg.training.parts import SELECTORS, Selection
 SPANS: Mapping[str, str] = {"chunk": "chunk", "episode": "episode"}
 """What the latent of a policy spans, by the policy's name; where it is not here, an algorithm may choose."""
 
+ONCE: Mapping[str | None, str] = {None: "a step, or an episode", "chunk": "a chunk", "episode": "an episode"}
+"""How often a latent is drawn, in words."""
+
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {"ppo": {"num_episodes": 16}, "reinforce": {"credit": "total"}}
 """What an algorithm does with a latent that spans several steps, unless told otherwise."""
 
@@ -47,7 +50,7 @@ def check_span(policy: str, algorithm: object) -> None:
     if wanted not in (None, found) or (found == "chunk" and wanted is None):
         raise OptionError(
             "training",
-            f"policy {policy} draws its latent once {'a step, or an episode' if wanted is None else f'a {wanted}'}",
+            f"policy {policy} draws its latent once {ONCE[wanted]}",
             expected=f'latent "{wanted or "step"}"',
             got=f'latent "{found}"',
             fix="leave it out" if wanted else "--policy chunk decides on chunks",

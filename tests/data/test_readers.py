@@ -205,6 +205,14 @@ def test_spoilt_minari_folders_are_refused(tmp_path: Path) -> None:
     spoil(folder / "data" / "main_data.hdf5", replace("episode_0/observations", data=np.arange(4)))
     with pytest.raises(DataError, match=r"cannot be a part of an observation[\s\S]*categories"):
         read_minari(folder)
+    folder = write_minari(tmp_path / "g")
+    spoil(folder / "data" / "main_data.hdf5", replace("episode_1/actions", data=[[0.0], [np.nan]]))
+    with pytest.raises(DataError, match=r"`action` has NaN[\s\S]*episode 1, step 1"):
+        read_minari(folder)
+    folder = write_minari(tmp_path / "h")
+    spoil(folder / "data" / "main_data.hdf5", replace("episode_0/actions", data=ACTION[0][:2]))
+    with pytest.raises(DataError, match=r"`episode_0` has 4 observations and 2 actions"):
+        read_minari(folder)
 
 
 def test_a_group_that_contains_itself_ends(tmp_path: Path) -> None:

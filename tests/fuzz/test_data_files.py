@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentpg.data import DataError, Demonstrations, read_demonstrations, save_npz
+from latentpg.data import Demonstrations, read_demonstrations, save_npz
 from latentpg.errors import LatentPGError
-from tests.data.files import write_lerobot, write_minari, write_robomimic
+from tests.data.files import ACTION, OBS, REWARD, write_lerobot, write_minari, write_robomimic
 from tests.fuzz.values import examples, mutated
 
 pytestmark = pytest.mark.production  # what is fed here is of the wrong type on purpose
@@ -18,12 +18,7 @@ pytestmark = pytest.mark.production  # what is fed here is of the wrong type on 
 
 def write_own(folder: Path) -> Path:
     path = folder / "demos.npz"
-    save_npz(
-        path,
-        Demonstrations.of(obs=[np.ones((3, 2)), np.zeros((2, 2))], action=[np.ones((3, 1)), np.zeros((2, 1))])
-        if hasattr(Demonstrations, "of")
-        else read_demonstrations(write_robomimic(folder / "first.hdf5")),
-    )
+    save_npz(path, Demonstrations.from_episodes(OBS, ACTION, mode=[1, 0], reward=REWARD))
     return path
 
 
@@ -60,7 +55,6 @@ def test_a_changed_file_is_read_or_refused(layout: str, data: st.DataObject, tmp
     file.write_bytes(data.draw(mutated((tmp_path / "whole").read_bytes())))
     try:
         read = read_demonstrations((tmp_path / "source").read_text(encoding="utf-8"))
-    except LatentPGError as error:
-        assert isinstance(error, DataError) or "demonstrations" in str(error).lower() or error
+    except LatentPGError:
         return
     assert bool(read.obs.isfinite().all()) and len(read.obs) == len(read.action) == len(read.episode)

@@ -17,8 +17,8 @@ from latentpg.imitation import (
     step_rows,
 )
 from latentpg.numerics.rng import seeded
-from latentpg.policies import CodeLatent, EpisodePolicy, GaussianPolicy
-from latentpg.programs import DiagNormal, MultiBernoulli
+from latentpg.policies import CodeLatent, EpisodePolicy, GaussianLatent, GaussianPolicy
+from latentpg.programs import DiagNormal, MultiBernoulli, log_joint
 from tests.imitation.small import BOX, gaussian, made_policy, observed, tabular, two_ways, whole_episodes
 
 QUICK = Annealing(num_temperatures=4, num_chains=4, kernels=(Independence(), HMC(num_leapfrog=2)))
@@ -174,6 +174,21 @@ def test_a_discrete_fit_has_its_curve_within_bias_and_noise_of_the_enumerated_va
         curve = iwae_curve(policy, rows.obs, rows.action, rows.episode, num_particles=(16, 256), level=0.9999)
     for point in curve.points:
         assert point.noise.low - abs(point.bias) <= exact + point.bias <= point.noise.high + abs(point.bias)
+
+
+def test_an_episodes_mixture_prior_is_integrated_too() -> None:
+    """One z an episode under three Gaussians: quadrature against the trapezoid rule, exact here."""
+    rows = whole_episodes()
+    with seeded(0):
+        latent = GaussianLatent(1, "mixture", num_components=3)
+        policy = EpisodePolicy(*BOX, latent=latent, hidden=(4,), initial_log_std=0.5).double()
+    found = held_out(policy, rows).likelihood
+    grid = torch.linspace(-12.0, 12.0, 4001, dtype=torch.float64)
+    with torch.no_grad():
+        z = grid.reshape(-1, 1, 1).expand(-1, rows.size, 1)
+        joint = log_joint(policy, rows.obs, rows.action, {"z": z})
+    assert found.kind == EXACT
+    assert torch.allclose(found.log_prob, torch.logsumexp(joint, 0) + float((grid[1] - grid[0]).log()), atol=1e-4)
 
 
 def test_the_report_states_the_floor_of_sigma() -> None:
