@@ -1,9 +1,9 @@
 """The ``latentpg`` command.
 
-``latentpg train`` trains a policy, ``evaluate`` and ``resume`` take up what it left; ``record`` records
-demonstrations; ``latentpg study NAME`` runs a named study, ``latentpg list`` shows what there is. Exit status: 0, or 2
-after one message on the error stream for a mistake of the user's or a run that failed, or 130 when interrupted, 143
-when terminated, 141 when nobody reads the output any more.
+``latentpg train`` trains a policy, ``imitate`` clones one from demonstrations, ``evaluate`` and ``resume`` take up what
+they left; ``record`` records demonstrations; ``latentpg study NAME`` runs a named study, ``latentpg list`` shows what
+there is. Exit status: 0, or 2 after one message on the error stream for a mistake of the user's or a run that failed,
+or 130 when interrupted, 143 when terminated, 141 when nobody reads the output any more.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from rich.table import Table
 
 from latentpg import __version__
 from latentpg.cloning.commands import evaluate_run, imitate_command, resume_run
+from latentpg.cloning.config import shipped_recipes
 from latentpg.errors import LatentPGError, OptionError, StudyError, did_you_mean
+from latentpg.numerics.devices import checked_device
 from latentpg.recording import SCRIPTED, record_command
 from latentpg.runs import create_run_folder, open_run_folder
 from latentpg.studies import (
@@ -198,13 +200,15 @@ def _check_words(where: str, words: Sequence[str], known: Sequence[str], switche
 def _run_study(name: str, study: Study, options: Any) -> int:  # noqa: ANN401 (the study's own options)
     command, config = command_of(study, name), study.config()
     check_workers(options.num_workers, options.backend)
+    checked_device(options.device)
     with one_thread():
         build_problem(study)  # before the folder is made: a mistake in the source leaves nothing behind
     if options.resume:
         folder = open_run_folder(study.name, config=config, out=options.out)
     else:
         folder = create_run_folder(study.name, config=config, command=command, seed=study.seed, out=options.out)
-    store = CellStore(folder.path, fingerprint_of(config))
+    where = {} if options.device == "cpu" else {"device": options.device}  # rows of two devices are not one table's
+    store = CellStore(folder.path, fingerprint_of({**config, **where}))
     missing = set(study.jobs()) - store.finished()
     with progress(len(missing), console=Console(stderr=True)) as advance:
 
@@ -220,7 +224,7 @@ def _run_study(name: str, study: Study, options: Any) -> int:  # noqa: ANN401 (t
             )
             return {key: [dict(row) for row in store.read(key).rows] for key in keys}
 
-        result = run_study(study, execute=execute)
+        result = run_study(study, execute=execute, device=options.device)
     outputs = write_outputs(result, folder, command=command)
     _show(result, outputs)
     return 0
@@ -259,7 +263,8 @@ def _list(words: Sequence[str]) -> int:
     tyro.cli(ListOptions, args=words, prog="latentpg list")
     console = _console()
     recorded = {name: f"{each.title} latentpg record --env {name} --out FILE.npz" for name, each in SCRIPTED.items()}
-    for title, known in {**everything(), "What `latentpg record` has a script for": recorded}.items():
+    known_here = {"What `latentpg record` has a script for": recorded, "Recipes that ship": shipped_recipes()}
+    for title, known in {**everything(), **known_here}.items():
         console.print(f"\n[bold]{title}[/bold]")
         table = Table(box=None, show_header=False, pad_edge=True)
         for name, text in known.items():

@@ -5,8 +5,10 @@ What each format refuses besides is tested where the format is read: ``tests/run
 
 import os
 import pickle
+import resource
 import shutil
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +107,57 @@ def test_a_log_nested_out_of_all_measure_is_told_of(
     assert "line 1" in capsys.readouterr().err
 
 
+ABSURD = {
+    "brackets": b"[" * 60_000,
+    "dots": b"a." * 30_000 + b"a = 1",
+    "nested": b"a = " + b"[" * 30_000 + b"]" * 30_000,
+    "digits": b"a = " + b"9" * 60_000,
+    "large": b"# " * 2**24,
+    "binary": bytes(range(256)) * 16,
+}
+"""Files of configuration that ask for more than any is given."""
+
+
+@pytest.mark.parametrize("what", ["evaluate", "resume", "train"])
+@pytest.mark.parametrize("name", ABSURD)
+def test_a_configuration_that_is_absurd_ends_in_an_error_at_once(
+    name: str, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.toml").write_bytes(ABSURD[name])
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    given = ["--config", str(tmp_path / "config.toml")] if what == "train" else [str(tmp_path)]
+    assert command(what, *given) == 2
+    assert time.process_time() - began < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
+    assert "cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["evaluate", "resume", "train", "study"])
+def test_a_configuration_that_never_ends_is_not_waited_for(
+    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "config.toml")
+    file = str(tmp_path / "config.toml")
+    given = {"train": ["--config", file], "study": [file]}.get(what, [str(tmp_path)])
+    assert command(what, *given) == 2
+    assert "Error in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "rest",
+    ['"time/total_timesteps": 1e999', '"time/total_timesteps": true', '"time/total_timesteps": 0, "a": []',
+     '"time/total_timesteps": 0, "a": null'],
+)  # fmt: skip
+def test_a_log_that_holds_what_no_log_holds_is_told_of(
+    rest: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    (folder / "metrics.jsonl").write_text(f'{{"format_version": 1, {rest}}}\n', encoding="utf-8")
+    assert command("resume", str(folder), "--total-timesteps", "64") == 2
+    assert "line 1" in capsys.readouterr().err
+
+
 STUDY = """format_version = 1
 name = "mine"
 replicates = 8
@@ -118,20 +171,26 @@ estimator = "posterior-is"
 """
 
 
-@pytest.mark.parametrize("what", ["study file", "study's archive", "study's pickle", "train's options"])
+@pytest.mark.parametrize(
+    "what",
+    ["study file", "study's archive", "study's pickle", "train's options", "imitate's options", "imitate's data"],
+)
 def test_a_file_of_the_users_that_is_a_pickle(
     what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     mark, file = tmp_path / "executed", tmp_path / "given.toml"
-    if what in ("study file", "train's options"):
+    if what in ("study file", "train's options", "imitate's options"):
         bomb(file, mark)
     else:
-        data = tmp_path / "recorded.npz"
-        archive(data, mark) if what == "study's archive" else bomb(data, mark)
+        data = tmp_path / "recorded.npz"  # of imitate's it is an archive whose one member is a pickle
+        bomb(data, mark) if what == "study's pickle" else archive(data, mark)
         file.write_text(STUDY.format(path=data), encoding="utf-8")
     if what == "train's options":
         status = command("train", "--config", str(file))
+    elif what.startswith("imitate"):
+        given = ["--config", str(file)] if what == "imitate's options" else ["--data", str(tmp_path / "recorded.npz")]
+        status = command("imitate", *given)
     else:
         status = command("study", str(file))
     assert status == 2 and not mark.exists()

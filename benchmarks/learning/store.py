@@ -20,7 +20,7 @@ from latentpg.runs import write_json
 FOLDER = RESULTS / "learning"
 PAGES: Mapping[str, tuple[str, ...]] = {
     "learning.md": ("returns", "modes", "mixing", "exploration", "ratios"),
-    "cloning.md": ("avoiding", "lasa"),
+    "cloning.md": ("avoiding", "lasa", "fine_tuning"),
 }
 """The studies of each page of the docs, in its order."""
 

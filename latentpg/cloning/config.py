@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from latentpg.cloning.parts import SELECTORS, CloningOptions, CloningSelection, owner_of
+from latentpg.cloning.parts import SCRIPTED, SELECTORS, CloningOptions, CloningSelection, owner_of
 from latentpg.errors import OptionError
 from latentpg.imitation import FitOptions, Objective
 from latentpg.studies.declared import as_declared
@@ -122,6 +122,14 @@ def tuned_options(env: str | None) -> dict[str, Any]:
         return {}
     options = read_options(path)
     return options if options.get("env") == env else {}
+
+
+def shipped_recipes() -> dict[str, str]:
+    """Return the names of the option files that ship, each with the command that takes it."""
+    found = {}
+    for path in sorted(TUNED.glob("*.toml")):
+        found[path.stem] = f"latentpg imitate --data {SCRIPTED}{read_options(path)['env']}"
+    return found
 
 
 def layered(shipped: Mapping[str, Any], *layers: Mapping[str, Any]) -> dict[str, Any]:

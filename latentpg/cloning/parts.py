@@ -58,8 +58,8 @@ class CloningOptions(NetworkOptions):
     acting: Acts = "stochastic"
     measured_episodes: int = 100
     likelihood_particles: tuple[int, ...] = (1, 4, 16, 64, 256)
-    annealing_temperatures: int = 50
-    annealing_chains: int = 16
+    annealing_temperatures: int = 20
+    annealing_chains: int = 8
 
     def __post_init__(self) -> None:
         """Check the numbers."""

@@ -56,8 +56,8 @@ def _lead(built: Prepared, told: Mapping[str, Any]) -> str:
     return (
         f"Learnt from {train} episodes ({built.rows.size} rows) of {built.config.selection.data}; {validation} "
         f"episodes were for validation and {test} for the test. {told['epochs']} epochs took {told['seconds']:.0f} s. "
-        f"On the validation part epoch {best['epoch']} was best, with {best['valid/log_prob']:.2f} nats a row in policy "
-        f"coordinates; the parameters measured here are {handed}.{flat}"
+        f"On the validation part epoch {best['epoch']} was best, with {best['valid/log_prob']:.2f} nats a row in "
+        f"policy coordinates; the parameters measured here are {handed}.{flat}"
     )
 
 

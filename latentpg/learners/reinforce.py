@@ -216,10 +216,10 @@ class Reinforce:
             return None
         if episodes.held:
             group = torch.arange(episodes.num_episodes, device=episodes.episode.device)
+        elif self.options.credit == "total":
+            group = episodes.episode
         else:
-            group = episodes.episode if self.options.credit == "total" else torch.arange(
-                len(episodes.episode), device=episodes.episode.device
-            )
+            group = torch.arange(len(episodes.episode), device=episodes.episode.device)
         return squared_scores(self.agent.policy, scorer, group, int(group[-1]) + 1)
 
     def _values(self, episodes: Episodes) -> Tensor | None:

@@ -6,11 +6,12 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from latentpg.errors import OptionError
+from latentpg.numerics.devices import DEVICES
 from latentpg.studies.declared import check_cells
 from latentpg.studies.files import make_study
 from latentpg.studies.spec import Study
@@ -31,6 +32,7 @@ def options_of(study: Study) -> type:
         _part("resume", bool, False, "Go on in the folder --out, which holds this very study, with what is missing."),
         _part("num_workers", int, 1, "Processes in which cells run."),
         _part("backend", Backend, "process", "Processes of this machine, or a Ray cluster (extra: ray)."),
+        _part("device", Literal[DEVICES], "cpu", "Where cells are measured."),
     ]
     parts += [_part(name, kind, getattr(study, name), text) for name, kind, text in _OWN]
     for axis, values in study.axes.items():
@@ -75,7 +77,7 @@ def command_of(study: Study, named: str) -> str:
 
 def check_owner_names(study: Study) -> None:
     """Refuse a study whose source or axes have a name that is an option of the command already."""
-    taken = {"out", "resume", "num_workers", "backend", *(name for name, _, _ in _OWN)}
+    taken = {"out", "resume", "num_workers", "backend", "device", *(name for name, _, _ in _OWN)}
     clash = sorted(taken & {*study.axes, *_scalars(study)})
     if clash:
         raise OptionError(

@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 from typing import Any, cast
 
 from latentpg.errors import EstimatorError, LatentPGError, RecordedLatentError, SiteError, StudyError
+from latentpg.numerics.devices import checked_device, made_on
 from latentpg.numerics.rng import stream_seed
 from latentpg.numerics.statistics import Interval
 from latentpg.studies.measures import Measured, carry_out, measure_cell
@@ -70,14 +71,16 @@ def run_study(
     *,
     execute: Callable[[Sequence[str], Callable[[str], Rows]], Mapping[str, Rows]] | None = None,
     advance: Advance = silent,
+    device: str = "cpu",
 ) -> StudyResult:
     """Measure every cell; ``execute`` runs the work for all keys and returns what each gave, here one after another.
 
-    Unless the study skips what is invalid, an estimator that does not fit the source ends it with an error.
+    Unless the study skips what is invalid, an estimator that does not fit the source ends it with an error. On another
+    ``device`` its random streams are others, and so are the numbers.
     """
     start = time.monotonic()
     problem, jobs = build_problem(study), study.jobs()
-    work = partial(measure_key, study)
+    work = partial(measure_key, study, device=device)
     keys = list(jobs)
     found = _in_turn(keys, work, advance) if execute is None else execute(keys, work)
     measured: list[Measured] = []
@@ -97,13 +100,13 @@ SKIPPED = "skipped"
 """Stands for a measure in the one row of a cell that was not run."""
 
 
-def measure_key(study: Study, key: str) -> Rows:
-    """Measure what a key stands for; the result hangs on the study and the key alone, whoever runs it and when."""
-    cells = study.jobs()[key]
+def measure_key(study: Study, key: str, *, device: str = "cpu") -> Rows:
+    """Measure what a key stands for; the result hangs on study, key and device, whoever runs it and when."""
+    cells = study.job(key)
     cell, seed = cells[0], stream_seed(study.seed, key)
     target = study.target_of(cell)
-    with one_thread():
-        problem = _problem(study.source_of(cell), study.seed)
+    with one_thread(), made_on(checked_device(device)):
+        problem = _problem(study.source_of(cell), study.seed, device)
         try:
             if isinstance(target, Procedure):
                 measured = carry_out(cells, target, problem, num_replicates=study.num_replicates, seed=seed)
@@ -160,13 +163,13 @@ def _in_turn(keys: Sequence[str], work: Callable[[str], Rows], advance: Advance)
     return found
 
 
-def _problem(source: Source, seed: int) -> Problem:
+def _problem(source: Source, seed: int, device: str = "cpu") -> Problem:
     """Build a problem once a process: neighbouring cells share it."""
-    return _built(cast(Hashable, source), seed)
+    return _built(cast(Hashable, source), seed, device)
 
 
 @lru_cache(maxsize=4)
-def _built(source: Hashable, seed: int) -> Problem:
+def _built(source: Hashable, seed: int, device: str) -> Problem:
     return replace(cast(Source, source).build(seed), seed=seed)  # here, so that no source can forget it
 
 

@@ -78,7 +78,8 @@ def _ray(num_workers: int) -> Iterator[dict[str, Any]]:
     if started:
         _start_ray(ray, num_workers)
     try:
-        backend = RayBackend()
+        # Ray's pool asks for no processor, and all of its workers would be put on the machine that asks
+        backend = RayBackend(ray_remote_args={"num_cpus": 1, "scheduling_strategy": "SPREAD"})
         backend.supports_return_generator = True  # Ray's pool calls back as results come; joblib asks its own pool
         yield {"backend": backend}
     finally:

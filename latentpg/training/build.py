@@ -64,8 +64,11 @@ def build(config: TrainingConfig, *, tensors: Mapping[str, Tensor] | None = None
     envs = make_envs(config.selection.env, members, vectorization_mode=mode, timeout=timeout)
     try:
         # one after the other: an evaluation is short, and every environment can be stepped so
-        together = {"vectorization_mode": mode} if mode == "native" else {}
-        evaluation_envs = make_envs(config.selection.env, min(run.num_envs, run.eval_episodes), **together)
+        members = min(run.num_envs, run.eval_episodes)
+        if mode == "native":
+            evaluation_envs = make_envs(config.selection.env, members, vectorization_mode=mode)
+        else:
+            evaluation_envs = make_envs(config.selection.env, members)
         size = observation_size(envs.single_observation_space)
         normalizer = ObservationNormalizer(size) if run.normalize_observations else None
         with seeded(stream_seed(run.seed, "initial parameters")):

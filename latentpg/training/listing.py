@@ -12,6 +12,7 @@ import gymnasium
 from latentpg.envs import ENV_IDS, register_envs
 from latentpg.estimators import GUIDE_OBJECTIVES
 from latentpg.estimators.registry import PROPOSALS
+from latentpg.imitation import OBJECTIVES
 from latentpg.studies import make_study, named_studies
 from latentpg.training.algorithms import ALGORITHMS
 from latentpg.training.config import TUNED, read_options
@@ -22,6 +23,8 @@ POLICY_TITLES: Mapping[str, str] = {
     "gaussian": "A Gaussian z of a few dimensions.",
     "two-level": "A category for the mode, and a Gaussian for the style within it.",
     "plain": "No latent: a Gaussian or categories in closed form, the baseline.",
+    "chunk": "One z, a Gaussian or a code, for several actions, decided on at once.",
+    "episode": "One z, a Gaussian or a code, for a whole episode.",
 }
 """What each policy is, by its name."""
 
@@ -38,6 +41,7 @@ def everything() -> dict[str, dict[str, str]]:
         "Estimators of log π(a|s)": _described(SELECTORS["estimator"]),
         "Proposals": _described(PROPOSALS),
         "Guide objectives": _described(GUIDE_OBJECTIVES),
+        "Objectives over demonstrations": _described(OBJECTIVES),
         "Studies": {name: make_study(name).title for name in named_studies()},
         "Option files that ship": shipped_files(),
         "Environments of this package, beside Gymnasium's": environments(),
@@ -50,6 +54,9 @@ def shipped_files() -> dict[str, str]:
     for path in sorted(TUNED.glob("*.toml")):
         options = read_options(path)
         found[path.stem] = f"latentpg train --env {options['env']} --algo {options['algo']}"
+    for path in sorted((TUNED / "from").glob("*.toml")):
+        options = read_options(path)
+        found[f"from/{path.stem}"] = f"latentpg train --from RUN --algo {options['algo']}, of a run on {options['env']}"
     return found
 
 
@@ -83,6 +90,8 @@ def first_sentence(documented: Callable[..., object]) -> str:
 
 
 _PLAIN_TEX = {
+    r"\mathbb ": "",
+    r"\nabla": "∇",
     r"\frac1K": "1/K",
     r"\bar w": " w̄",
     r"\sum": " Σ",

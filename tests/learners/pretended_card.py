@@ -2,9 +2,9 @@
 
 Torch refuses to mix them with the processor's, as it does with a real card's, so what was made on the wrong device is
 found out on a machine without a card. It stands on an experimental interface of torch for backends that are written in
-Python, and cannot be taken out of a process again: ``python -m tests.learners.pretended_card`` runs every learner on it
-and on the processor, and prints what is off. Random numbers come from one stream, so that both must nearly agree: a
-few draws fall on the other side of a threshold, because sums are taken in another order.
+Python, and cannot be taken out of a process again: ``python -m tests.learners.pretended_card`` runs every learner (or
+those that are named) on it and on the processor, and prints what is off. Random numbers come from one stream, so that
+both must nearly agree: a few draws fall on the other side of a threshold, because sums are taken in another order.
 
 It says nothing of speed, of kernels, or of a card's own random streams.
 """
@@ -189,7 +189,8 @@ def main() -> int:
         wrong = ["the card takes tensors of the processor"]
     except RuntimeError:
         wrong = []
-    for name, make in learners().items():
+    chosen = sys.argv[1:] or list(learners())
+    for name, make in ((name, learners()[name]) for name in chosen):
         try:
             found = off(name, make)
         except Exception as error:

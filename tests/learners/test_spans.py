@@ -68,7 +68,7 @@ def every_path() -> list[Path]:
 
     def go_on(path: Path) -> None:
         step = len(path.states)
-        for code in range(2) if step % HORIZON == 0 else [None]:  # type: ignore[list-item]
+        for code in range(2) if step % HORIZON == 0 else [None]:
             for action in range(2):
                 state = step % 2
                 codes = path.codes if code is None else (*path.codes, code)

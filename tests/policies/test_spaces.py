@@ -64,6 +64,21 @@ def takes(space: spaces.Space[Any], rows: NDArray[Any]) -> bool:
     return all(space.contains(np.asarray(row) if isinstance(space, spaces.Box) else row) for row in rows)
 
 
+@pytest.mark.filterwarnings("ignore")  # Gymnasium finds them odd too
+@pytest.mark.parametrize(
+    "space",
+    [spaces.Box(0, 1, (0,)), spaces.Box(0, 1, (2, 0)), spaces.Tuple(()), spaces.Dict({"a": spaces.Dict({})})],
+    ids=str,
+)
+def test_spaces_without_entries_are_refused(space: spaces.Space[Any]) -> None:
+    whole = spaces.Box(0, 1, (2,))
+    with pytest.raises(SpaceError, match=r"observation space: it has no entries[\s\S]*a constant"):
+        MixturePolicy(space, whole)
+    if isinstance(space, spaces.Box):
+        with pytest.raises(SpaceError, match="action space: it has no entries"):
+            MixturePolicy(whole, space)
+
+
 # ---------------------------------------------------------------------------------------------------- observations
 
 

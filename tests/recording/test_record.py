@@ -22,6 +22,7 @@ from latentpg.recording import (
     Wanted,
     episodes_of_function,
     episodes_of_policy,
+    load_expert,
     modes_of,
     record,
     record_command,
@@ -29,6 +30,8 @@ from latentpg.recording import (
 )
 from latentpg.rollout import make_envs
 from latentpg.training.commands import train_command
+from tests.cloning.runs import run as clone
+from tests.cloning.runs import small
 from tests.training.runs import words
 
 AVOIDING, ROUTES = "latentpg/Avoiding-v0", "latentpg/Routes-v0"
@@ -267,6 +270,14 @@ def test_a_run_for_other_spaces_is_refused(run: Path, tmp_path: Path) -> None:
         record_command(["--env", ROUTES, "--expert", str(run), "--episodes", "1", "--out", str(tmp_path / "a.npz")])
 
 
+def test_a_folder_of_several_runs_is_refused(run: Path, tmp_path: Path) -> None:
+    several = (run / "config.toml").read_text(encoding="utf-8") + "\nseeds = [0, 1]\n"
+    (tmp_path / "config.toml").write_text(several, encoding="utf-8")
+    asked = ["--env", "CartPole-v1", "--expert", str(tmp_path), "--episodes", "1", "--out", str(tmp_path / "a.npz")]
+    with pytest.raises(OptionError, match="one run for each seed"):
+        record_command(asked)
+
+
 def test_the_command_is_there_and_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,3 +285,23 @@ def test_the_command_is_there_and_listed(
     assert cli.main() == cli.USAGE_ERROR and "a folder that is there" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["latentpg", "list"])
     assert cli.main() == 0 and f"latentpg record --env {ROUTES}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("policy", "span"), [("mixture", "step"), ("episode", "episode"), ("chunk", "chunk")])
+def test_a_cloned_policy_is_recorded_with_the_latent_it_holds(tmp_path: Path, policy: str, span: str) -> None:
+    folder, out = tmp_path / "run", tmp_path / "demos.npz"
+    changes: dict[str, object] = {"policy": policy, "num_epochs": 1}
+    changes |= {"num_action_steps": 2, "chunk_size": 4} if policy == "chunk" else {}
+    clone(small(**changes), folder)
+    envs = make_envs(ROUTES, 2)
+    expert = load_expert(folder, envs, which="last", trusted=False, say=print)
+    assert (expert.latent, expert.execute) == (span, 2 if policy == "chunk" else None)
+    asked = ["--env", ROUTES, "--expert", str(folder), "--episodes", "3", "--out", str(out)]
+    assert record_command(asked) == 0
+    played = episodes_of_policy(envs, expert.policy, Wanted(3), latent=expert.latent, execute=expert.execute)
+    first = next(played)  # what the command plays begins where this does, whoever plays beside it
+    kept = load_npz(out)
+    assert kept.num_episodes == 3 and np.array_equal(kept.obs[0].numpy(), first.obs[0])
+    if policy != "mixture":
+        with pytest.raises(OptionError, match="a latent that is held for"):
+            record_command([*asked, "--acting", "decoder-mean", "--overwrite"])

@@ -74,11 +74,11 @@ def address() -> Iterator[str]:
             assert found, "the cluster did not start"
         yield found.strip()
     finally:
-        cluster.stdin.close()
         try:
-            cluster.wait(timeout=60)
+            cluster.communicate(timeout=60)
         except subprocess.TimeoutExpired:
             cluster.kill()
+            cluster.communicate()
 
 
 def environment(address: str) -> dict[str, str]:

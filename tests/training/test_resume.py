@@ -91,7 +91,9 @@ def test_every_learner_goes_on_bit_for_bit(algo: str, tmp_path: Path) -> None:
     assert_same_runs(whole, parts)
 
 
-@pytest.mark.parametrize("algo", ["ppo", pytest.param("grpo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "algo", ["ppo", *(pytest.param(a, marks=pytest.mark.slow) for a in OF_ALGORITHM if a != "ppo")]
+)
 def test_asynchronous_environments_go_on_bit_for_bit(algo: str, tmp_path: Path) -> None:
     """And give what synchronous ones do."""
     options = shortly(algo, vectorization_mode="async")
@@ -104,7 +106,9 @@ def test_asynchronous_environments_go_on_bit_for_bit(algo: str, tmp_path: Path) 
 
 
 @pytest.mark.production
-@pytest.mark.parametrize("algo", ["ppo", pytest.param("grpo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "algo", ["ppo", *(pytest.param(a, marks=pytest.mark.slow) for a in OF_ALGORITHM if a != "ppo")]
+)
 def test_another_process_goes_on_bit_for_bit(algo: str, tmp_path: Path) -> None:
     config = resolve(shortly(algo))
     run(config, tmp_path / "whole")

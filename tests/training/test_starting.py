@@ -13,7 +13,8 @@ from latentpg.learners.agent import under
 from latentpg.runs import newest_checkpoint
 from latentpg.training import begin_run, prepared, read_metrics, resolve, train
 from latentpg.training.commands import evaluate_command, resume_command, train_command
-from latentpg.training.config import known_values, read_options
+from latentpg.training.config import TUNED, fine_tuning_options, known_values, read_options, tuned_options
+from latentpg.training.listing import shipped_files
 from latentpg.training.options import command_of, parse_train
 from latentpg.training.spans import spans_of
 from latentpg.training.starting import digest, read_source
@@ -173,6 +174,21 @@ def test_the_command_that_is_told_makes_the_same_run(earlier: Path) -> None:
     words = command_of(config).split()
     assert "--from" in words and "--hidden" not in words and "--latent-size" not in words
     assert parse_train(words[2:]).config == config
+
+
+def test_the_options_for_fine_tuning_ship_apart(earlier: Path) -> None:
+    """Those for learning from scratch would name another policy; these name none."""
+    files = sorted((TUNED / "from").glob("*.toml"))
+    assert files
+    for file in files:
+        values = read_options(file)
+        assert fine_tuning_options(values["env"], values["algo"]) == values and "policy" not in values
+        assert f"from/{file.stem}" in shipped_files()
+        config = resolve({**values, "policy": "episode"})
+        assert resolve(known_values(config)) == config
+    assert fine_tuning_options("CartPole-v1", "ppo") == {} != tuned_options("CartPole-v1", "ppo")
+    words = from_it(earlier, "--env", "latentpg/Avoiding-v0", algo="grpo")[1:]  # without --no-tuned
+    assert parse_train(words).config.algorithm.advantage == "rloo"
 
 
 def test_the_last_checkpoint_can_be_taken(earlier: Path) -> None:
