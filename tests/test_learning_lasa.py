@@ -129,10 +129,10 @@ def test_a_policy_draws_with_the_z_it_holds_and_sees_where_it_is() -> None:
 
 def test_what_is_told_is_seen_in_every_step() -> None:
     every = lasa.labelled(flat([0.0, 5.0], [0, 1]))
-    assert every.obs.shape[1] == 5 and every.obs[0, 3:].tolist() == [1, 0] and every.obs[-1, 3:].tolist() == [0, 1]
+    assert every.obs.shape[1] == 5 and every.obs[0, 3:].tolist() == [100, 0] and every.obs[-1, 3:].tolist() == [0, 100]
     policy = lasa.make_policy(lasa.TOLD, every)
     assert isinstance(policy, PlainPolicy)
-    same = draw_motions(policy, 4, steady=True, told=torch.eye(2).repeat(2, 1))
+    same = draw_motions(policy, 4, steady=True, told=100 * torch.eye(2).repeat(2, 1))
     assert np.array_equal(same[0], same[2]) and not np.array_equal(same[0], same[1])
 
 

@@ -152,6 +152,24 @@ def distances(
     return np.concatenate(parts)
 
 
+def as_text(drawn: Float[NDArray[np.float64], "E P 2"]) -> list[str]:
+    """Write paths for a result's file, to a tenth of a millimetre, a line each.
+
+    >>> as_text(np.array([[[0.0, 0.0], [1.25, -20.0]]]))
+    ['0,0 1.2,-20']
+    """
+    return [" ".join(f"{round(x, 1):g},{round(y, 1):g}" for x, y in path) for path in drawn.tolist()]
+
+
+def from_text(lines: Sequence[str]) -> Float[NDArray[np.float64], "E P 2"]:
+    """Read what :func:`as_text` wrote.
+
+    >>> from_text(["0,0 1.2,-20"]).tolist()
+    [[[0.0, 0.0], [1.2, -20.0]]]
+    """
+    return np.array([[[float(x) for x in point.split(",")] for point in line.split(" ")] for line in lines])
+
+
 @dataclass(frozen=True, eq=False)
 class Judged:
     """N samples beside E demonstrations: each one's nearest shape, the distance, and whether it counts as that shape.

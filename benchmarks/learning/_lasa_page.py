@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.learning._drawing import motions, paths
+from benchmarks.learning._drawing import from_text, judge, motions, paths
 from benchmarks.learning.exploration import COLOURS, save, spelled, styled
 from benchmarks.learning.store import Results
 from latentpg.evaluation import clustered_interval
@@ -151,12 +151,10 @@ def draw_samples(found: Mapping[str, Any], stem: Path) -> list[Path]:
     """Draw every sample over the demonstrations of the shape it is nearest to: those that count, and the others."""
     from matplotlib.figure import Figure
 
-    from benchmarks.learning._drawing import judge
-
     every = motions()
     assert every.mode is not None
     shown, mode = paths(every), every.mode.numpy()
-    samples = np.array(found["samples"]["steady"]["paths"], dtype=np.float64)
+    samples = from_text(found["samples"]["steady"]["paths"])
     judged = judge(samples, every)
     with styled():
         figure = Figure(figsize=(6.9, 6.2), layout="constrained")

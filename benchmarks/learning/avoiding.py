@@ -115,7 +115,10 @@ FIT = FitOptions(
 """Options of a fit of whole episodes: 4,000 minibatches."""
 
 CHUNK_FIT = replace(FIT, num_epochs=80, batch_size=256, evaluate_every=80)
-"""Options of a fit of chunks and steps: some 2,500 minibatches."""
+"""Options of a fit of chunks with codes, and of the one that collapses: some 2,500 minibatches."""
+
+LONG_FIT = replace(CHUNK_FIT, num_epochs=320, evaluate_every=320)
+"""Options of the other fits of chunks and of steps, which are cheaper: some 10,000 minibatches."""
 
 
 def gaussian_episodes(
@@ -156,7 +159,8 @@ def chunked(seed: int, *, latent: CodeLatent | GaussianLatent, objective: Object
     """Clone with a latent for every 8 actions."""
     shown = demonstrations(seed)
     policy = _policy(ChunkPolicy, shown, seed, latent=latent, horizon=HORIZON)
-    told = _fitted(policy, shown.chunks, objective, CHUNK_FIT, seed)
+    brief = isinstance(latent, CodeLatent) or isinstance(objective, AbsoluteError)
+    told = _fitted(policy, shown.chunks, objective, CHUNK_FIT if brief else LONG_FIT, seed)
     if not isinstance(objective, AbsoluteError):
         return {
             **told,
@@ -173,7 +177,7 @@ def plain(seed: int) -> dict[str, Any]:
     """Clone with a Gaussian, step by step."""
     shown = demonstrations(seed)
     policy = _plain(shown.train, shown, seed)
-    told = _fitted(policy, step_rows(shown.train), MaximumLikelihood(), CHUNK_FIT, seed)
+    told = _fitted(policy, step_rows(shown.train), MaximumLikelihood(), LONG_FIT, seed)
     return {**told, **_measured(policy, shown, seed, span="step")}
 
 
@@ -184,7 +188,7 @@ def told_mode(seed: int) -> dict[str, Any]:
     indicator = nn.functional.one_hot(shown.train.mode[shown.train.episode], NUM_MODES)
     data = replace(shown.train, obs=torch.cat([shown.train.obs, indicator.to(shown.train.obs.dtype)], 1))
     policy = _plain(data, shown, seed)
-    told = _fitted(policy, step_rows(data), MaximumLikelihood(), CHUNK_FIT, seed)
+    told = _fitted(policy, step_rows(data), MaximumLikelihood(), LONG_FIT, seed)
     return {**told, **_measured(ToldMode(policy), shown, seed, span="episode")}
 
 

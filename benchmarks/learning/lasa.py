@@ -35,8 +35,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from benchmarks.learning._drawing import ACTIONS, OBSERVATIONS, THINNED, Seen, draw_motions, judge, motions
-from benchmarks.learning._lasa_page import draw, table
+from benchmarks.learning._drawing import ACTIONS, OBSERVATIONS, THINNED, Seen, as_text, draw_motions, judge, motions
+from benchmarks.learning._lasa_page import SHOWN, draw, table
 from latentpg import seeded
 from latentpg.data import Demonstrations, Normalization, Split, episode_rows, split_episodes
 from latentpg.evaluation import HMC, Annealing, Independence
@@ -69,6 +69,7 @@ WIDTHS = (64, 64)
 NUM_CODES = 60
 LATENT_SIZE = 6
 SAMPLES = 150
+LABEL = 100.0
 ANNEALING = Annealing(num_temperatures=20, num_chains=8, pilot_chains=4, kernels=(Independence(), HMC()))
 LADDER = (1, 16, 256)
 CODES, GAUSSIAN, PLAIN, TOLD = "codes", "gaussian", "plain", "told"
@@ -140,7 +141,10 @@ def learn(name: str, seed: int) -> dict[str, Any]:
         "best_epoch": fitted.best_epoch,
         "parameters": size_of(policy),
         "sigma": sigma_of(policy),
-        "priors": {kind: measure(each, chosen.kind, every, split, seed) for kind, each in priors.items()},
+        "priors": {
+            prior: measure(each, chosen.kind, every, split, seed, is_shown=(name, prior) in SHOWN and seed == SEEDS[0])
+            for prior, each in priors.items()
+        },
     }
 
 
@@ -186,8 +190,8 @@ def rows_of(demonstrations: Demonstrations) -> FitRows:
 
 
 def labelled(demonstrations: Demonstrations) -> Demonstrations:
-    """Let every step see which shape its motion is."""
-    told = one_hot(demonstrations)[demonstrations.episode]
+    """Let every step see which shape its motion is, by a hundred, so that the observations' noise of 1 leaves it clear."""
+    told = LABEL * one_hot(demonstrations)[demonstrations.episode]
     return replace(demonstrations, obs=torch.cat([demonstrations.obs, told], 1))
 
 
@@ -204,8 +208,13 @@ def sigma_of(policy: LatentPolicy) -> list[float]:
     return head.log_std.detach().exp().tolist()
 
 
-def measure(policy: LatentPolicy, kind: str, every: Demonstrations, split: Split, seed: int) -> dict[str, Any]:
-    """Measure the likelihood of the test part, and what is drawn, steadily and as the policy acts."""
+def measure(
+    policy: LatentPolicy, kind: str, every: Demonstrations, split: Split, seed: int, *, is_shown: bool
+) -> dict[str, Any]:
+    """Measure the likelihood of the test part, and what is drawn, steadily and as the policy acts.
+
+    Paths are kept where a figure shows them.
+    """
     assert split.test.mode is not None
     with seeded(stream_seed(seed, "likelihood")):
         found = held_out(policy, rows_of(split.test), num_particles=LADDER, annealing=ANNEALING)
@@ -214,14 +223,14 @@ def measure(policy: LatentPolicy, kind: str, every: Demonstrations, split: Split
         curve = {str(each.num_particles): each.bound.value for each in found.curve.points}  # nats a motion
     told = None
     if kind == TOLD:
-        told = torch.eye(len(every.mode_names)).repeat(SAMPLES // len(every.mode_names), 1)
+        told = LABEL * torch.eye(len(every.mode_names)).repeat(SAMPLES // len(every.mode_names), 1)
     drawn = {}
     for name, steady in (("steady", True), ("drawn", False)):
         with seeded(stream_seed(seed, f"samples, {name}")):
             paths = draw_motions(policy, SAMPLES, steady=steady, told=told)[:, ::THINNED]
         drawn[name] = judgement(paths, every, split)
-        if steady and seed == SEEDS[0]:
-            drawn[name]["paths"] = np.round(paths, 1).tolist()
+        if steady and is_shown:
+            drawn[name]["paths"] = as_text(paths)
     return {
         "likelihood": found.likelihood.per_dimension.value,
         "kind": found.likelihood.kind,

@@ -45,7 +45,7 @@ def imitate_command(words: Sequence[str]) -> int:
         folder = begin_run(config, out=asked.out, seeds=asked.seeds)
         return _run_seeds(config, asked.seeds, folder)
     with stopping(say=_say) as stop, prepared(config) as built:
-        folder = begin_run(built.config, out=asked.out, built=built)
+        folder = begin_run(config, out=asked.out, built=built)
         total = built.config.fit.num_epochs * built.rows.size
         with progress(total, console=_errors(), unit="rows") as show:
             outcome = clone(built, folder, show=show, stop=stop)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,7 @@ class DrawnFigure:
     svg: Path
     csv: Path
     caption: str
-    svg_text: bytes
+    svg_text: bytes = field(repr=False)
     is_broad: bool
 
 
@@ -298,7 +298,9 @@ def _finish(figure: Figure, folder: Path, name: str, table: Sequence[Mapping[str
         texts.append(buffer.getvalue())
     if table:
         write_csv(paths[2], [{key: _plain(value) for key, value in row.items()} for row in table])
-    return DrawnFigure(name, paths[0], paths[1], paths[2], caption, texts[1], figure.get_figwidth() > COLUMN_INCHES)
+    return DrawnFigure(
+        name, paths[0], paths[1], paths[2], caption, texts[1], bool(figure.get_figwidth() > COLUMN_INCHES)
+    )
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 (a number, a text or nothing)

@@ -34,9 +34,11 @@ def begin_run(
 ) -> Path:
     """Make a new folder with the resolved configuration and the circumstances in it.
 
-    With what was ``built``, the episodes of each part and the statistics of the training part are written too.
+    With what was ``built``, the configuration is as the data completed it, and the episodes of each part and the
+    statistics of the training part are written too.
     """
-    values = config.known() if seeds is None else {**config.known(), "seeds": list(seeds)}
+    whole = config if built is None else built.config
+    values = whole.known() if seeds is None else {**whole.known(), "seeds": list(seeds)}
     selection = config.selection
     source = selection.env or Path(selection.data).stem
     folder = create_run_folder(

@@ -112,8 +112,7 @@ def command_of(config: CloningConfig, seeds: Sequence[int] | None = None) -> str
     for name, value in given.items():
         words += spell(name, value)
     for name in {**plain, **values}:
-        settled = name == "num_prior_components" and config.fit.match_prior_every is not None  # by the data
-        if name not in given and name != "seed" and not settled and values.get(name) != plain.get(name):
+        if name not in given and name != "seed" and values.get(name) != plain.get(name):
             words += spell(name, values.get(name))
     words += ["--seeds", spell_seeds(seeds)] if seeds else ["--seed", str(config.run.seed)]
     return shlex.join(words)

@@ -43,7 +43,7 @@ def run_seed(
             saved = load(folder, "last", say=say)
             check_same(built.config, saved)
         elif not (folder / "config.toml").is_file():
-            begin_run(built.config, out=folder, built=built)
+            begin_run(config, out=folder, built=built)
         total, done = built.config.fit.num_epochs * built.rows.size, 0 if saved is None else saved.step
         with progress(total, console=console, done=done * built.rows.size, unit="rows") as show:
             return clone(built, folder, saved=saved, show=show, stop=stop)

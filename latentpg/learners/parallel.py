@@ -19,7 +19,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -225,7 +225,5 @@ def metrics_over(group: Group, metrics: Mapping[str, float], rows: float | int) 
     return found
 
 
-def _weight(name: str, told: Mapping[str, dict[str, float]]) -> float:
-    if name.startswith("rollout/ep_"):
-        return told["metrics"]["rollout/episodes"]
-    return float(told["rows"])  # type: ignore[arg-type]
+def _weight(name: str, told: Mapping[str, Any]) -> float:
+    return float(told["metrics"]["rollout/episodes"] if name.startswith("rollout/ep_") else told["rows"])

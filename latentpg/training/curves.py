@@ -83,10 +83,10 @@ class Curve:
     interval_label: str
 
 
-def evaluation_curve(rows: Sequence[Row]) -> Curve:
+def evaluation_curve(rows: Sequence[Row], name: str = "eval/mean_reward") -> Curve:
     """Return the evaluations in one run's metrics, each with the interval over its episodes."""
-    steps, values = series(rows, "eval/mean_reward")
-    lows, highs = series(rows, "eval/mean_reward_low")[1], series(rows, "eval/mean_reward_high")[1]
+    steps, values = series(rows, name)
+    lows, highs = series(rows, f"{name}_low")[1], series(rows, f"{name}_high")[1]
     points = tuple(Interval(*each) for each in zip(values, lows, highs, strict=True))
     return Curve(tuple(steps), points, {"run": tuple(values)}, "mean of one run's episodes", "95 % over episodes")
 
@@ -124,15 +124,22 @@ def learning_curve(runs: Mapping[str, tuple[Sequence[float | int], Sequence[floa
     return Curve(tuple(grid), points, named, label, f"95 % bootstrap over {len(runs)} runs")
 
 
-def draw_curve(curve: Curve, folder: Path, *, title: str, label: str = "mean return of an evaluation") -> list[Path]:
-    """Write ``learning_curve`` as PNG and SVG into a folder, with its numbers as CSV, and return the three paths."""
+def draw_curve(
+    curve: Curve,
+    folder: Path,
+    *,
+    title: str,
+    label: str = "mean return of an evaluation",
+    stem: str = "learning_curve",
+) -> list[Path]:
+    """Write a figure as PNG and SVG into a folder, with its numbers as CSV, and return the three paths."""
     from matplotlib import rc_context  # half a second that a run without figures need not wait for
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"learning_curve.{kind}" for kind in ("png", "svg", "csv")]
+    paths = [folder / f"{stem}.{kind}" for kind in ("png", "svg", "csv")]
     with rc_context(_RC):
         figure = Figure(figsize=(COLUMN_INCHES, 2.4), layout="constrained")
         FigureCanvasAgg(figure)

@@ -41,6 +41,9 @@ from latentpg.training.saving import save, save_fault, unwritten
 from latentpg.training.signals import Stop, never
 from latentpg.training.video import film_episodes
 
+MODES: Mapping[str, str] = {"success": "success", "mode_entropy": "mode entropy, share of log M"}
+"""What is drawn beside the return where an environment's modes are known, and what it is called."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -293,7 +296,12 @@ class _Run:
         selection = self.config.selection
         curve = evaluation_curve(rows)
         title = f"{selection.env}, {selection.algo}, {selection.policy}, {selection.estimator}"
-        return draw_curve(curve, self.folder / "figures", title=title)
+        paths = draw_curve(curve, self.folder / "figures", title=title)
+        for name, label in MODES.items():
+            if any(f"eval/{name}" in row for row in rows):
+                found = evaluation_curve(rows, f"eval/{name}")
+                paths += draw_curve(found, self.folder / "figures", title=title, label=label, stem=name)
+        return paths
 
     def note(self, fault: LatentPGError) -> None:
         """Write how things stood at a fault."""

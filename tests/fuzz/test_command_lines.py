@@ -54,7 +54,7 @@ def lines(draw: st.DrawFn) -> list[str]:
     return words
 
 
-@examples(40)
+@examples(25)
 @given(words=lines())
 def test_any_words_are_a_run_or_refused(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     found = parsed(words)
@@ -77,7 +77,7 @@ def config_of(content: bytes, folder: Path) -> None:
         comes_back(found.config)
 
 
-@examples(40)
+@examples(25)
 @given(content=documents())
 def test_any_options_of_a_file_are_a_run_or_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: dict[str, Any]
@@ -93,7 +93,7 @@ def test_any_options_of_a_file_are_a_run_or_refused(
 WHOLE = to_toml({"format_version": 1, **known_values(resolve({"env": "CartPole-v1", "proposal": "guide"}))}).encode()
 
 
-@examples(40)
+@examples(25)
 @given(content=mutated(WHOLE))
 def test_a_file_of_options_that_was_changed_is_a_run_or_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
@@ -118,7 +118,7 @@ proposal = "prior"
 """
 
 
-@examples(40)
+@examples(25)
 @given(content=mutated(STUDY))
 def test_a_study_file_that_was_changed_is_a_study_or_refused(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "study.toml"
@@ -130,7 +130,7 @@ def test_a_study_file_that_was_changed_is_a_study_or_refused(tmp_path: Path, con
 
 
 @pytest.mark.parametrize("command", ["study", "evaluate", "resume", "list", "record", "imitate", ""])
-@examples(15)
+@examples(10)
 @given(data=st.data())
 def test_any_words_after_any_command(
     command: str,

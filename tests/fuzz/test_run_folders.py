@@ -83,7 +83,7 @@ def answers(folder: Path, what: str, capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize("what", ["evaluate", "resume"])
-@examples(12)
+@examples(8)
 @given(data=st.data())
 def test_a_run_with_a_changed_file(
     what: str,
@@ -134,7 +134,7 @@ ODD_FACTS = st.one_of(
 
 
 @pytest.mark.parametrize("what", ["evaluate", "resume"])
-@examples(15)
+@examples(10)
 @given(data=st.data())
 def test_a_checkpoint_whose_digests_are_right_and_whose_content_is_not(
     what: str,

@@ -12,12 +12,14 @@ from latentpg.errors import OptionError, StudyError
 from latentpg.learners.agent import under
 from latentpg.runs import newest_checkpoint
 from latentpg.training import begin_run, prepared, read_metrics, resolve, train
+from latentpg.training.cloned import read_cloned
 from latentpg.training.commands import evaluate_command, resume_command, train_command
 from latentpg.training.config import TUNED, fine_tuning_options, known_values, read_options, tuned_options
 from latentpg.training.listing import shipped_files
 from latentpg.training.options import command_of, parse_train
 from latentpg.training.spans import spans_of
 from latentpg.training.starting import digest, read_source
+from tests.cloning.runs import EPISODE, run, small
 from tests.training.runs import after, files_of, no_figure, spelled
 
 ROUTES: dict[str, Any] = {
@@ -174,6 +176,21 @@ def test_the_command_that_is_told_makes_the_same_run(earlier: Path) -> None:
     words = command_of(config).split()
     assert "--from" in words and "--hidden" not in words and "--latent-size" not in words
     assert parse_train(words[2:]).config == config
+
+
+@pytest.mark.parametrize("policy", ["episode", "mixture"])
+def test_a_run_begins_with_a_cloned_policy(policy: str, tmp_path: Path) -> None:
+    """The best or the last parameters, and the statistics of the demonstrations."""
+    more = EPISODE if policy == "episode" else {"policy": policy}
+    source, folder = tmp_path / "cloned", tmp_path / "run"
+    run(small(**more, env="latentpg/Routes-v0", rollouts=0), source)
+    assert train_command([*from_it(source, algo="grpo"), "--out", str(folder)]) == 0
+    cloned, config = read_cloned(source), resolve(read_options(folder / "config.toml"))
+    assert config.selection.policy == policy and config.run.hidden == (8,) and config.run.normalize_observations
+    assert config.policy == cloned.part and config.source is not None
+    assert same(under("reference", last(folder)), dict(cloned.tensors))
+    other = read_source(source, checkpoint="last")
+    assert same(dict(other.tensors), dict(read_cloned(source, which="last").tensors))
 
 
 def test_the_options_for_fine_tuning_ship_apart(earlier: Path) -> None:
