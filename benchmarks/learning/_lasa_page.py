@@ -20,7 +20,7 @@ NAMES: Mapping[str, str] = {
     "em": "EM, 60 codes",
     "elbo": "ELBO",
     "iwae": "IWAE, K = 8",
-    "reweighted-wake-sleep": "reweighted wake-sleep, K = 8",
+    "reweighted-wake-sleep": "reweighted wake-sleep (both phases), K = 8",
     "wake-sleep": "wake-sleep",
     "score-climbing": "score climbing, K = 8",
     "plain": "Gaussian, no latent",

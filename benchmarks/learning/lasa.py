@@ -15,6 +15,8 @@ sees them as they are.
 * ``elbo``, ``iwae``, ``reweighted-wake-sleep``, ``wake-sleep``, ``score-climbing``: z of 6 numbers, whose prior is a
   mixture of 150 Gaussians learnt with the rest. Afterwards, and beside it, the prior is set to the guide's aggregate
   posterior of the 150 training episodes; decoder and guide are the same ones.
+  Reweighted wake-sleep teaches its guide by wake and sleep in equal parts: by wake alone, at the same rates, the
+  log-weights of seed 0 were NaN within 500 epochs.
 * ``plain``: a Gaussian, no latent; ``told``: the same network with the shape as 30 further inputs, the ceiling.
 
 The likelihood is of the displacements in millimetres: enumerated for codes, annealed importance sampling (a lower
@@ -105,7 +107,7 @@ CONTENDERS: Mapping[str, Contender] = {
     "plain": Contender(PLAIN, MaximumLikelihood(), 500),
     "iwae": Contender(GAUSSIAN, ImportanceBound(num_particles=8), 500),
     "wake-sleep": Contender(GAUSSIAN, ClassicWakeSleep(), 1000),
-    "reweighted-wake-sleep": Contender(GAUSSIAN, ReweightedWakeSleep(num_particles=8), 500),
+    "reweighted-wake-sleep": Contender(GAUSSIAN, ReweightedWakeSleep(num_particles=8, guide="both"), 500),
     "score-climbing": Contender(GAUSSIAN, ScoreClimbing(num_particles=8), 500),
     "em": Contender(CODES, ExpectationMaximization(num_gradient_steps=10), 12, noise=0.0),
 }
@@ -190,7 +192,7 @@ def rows_of(demonstrations: Demonstrations) -> FitRows:
 
 
 def labelled(demonstrations: Demonstrations) -> Demonstrations:
-    """Let every step see which shape its motion is, by a hundred, so that the observations' noise of 1 leaves it clear."""
+    """Let every step see its motion's shape, in hundreds: the observations' noise of 1 then leaves it clear."""
     told = LABEL * one_hot(demonstrations)[demonstrations.episode]
     return replace(demonstrations, obs=torch.cat([demonstrations.obs, told], 1))
 

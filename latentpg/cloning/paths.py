@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,10 +22,6 @@ MOST_PATHS = 240
 
 MOST_ACTIONS = 1500
 """Actions that are drawn, at most."""
-
-
-Actions = Float[NDArray[np.floating[Any]], "M A"]
-"""Actions, a row each, in policy coordinates."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +63,8 @@ def played_paths(outcome: Outcome, place: Place | None) -> Paths:
     return Paths(cut, modes, done)
 
 
-def actions_of(built: Prepared) -> tuple[Actions, Actions]:
-    """Return actions of the test part, and the policy's at the same observations."""
+def actions_of(built: Prepared) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return actions of the test part and the policy's at the same observations, ``[M, A]`` in policy coordinates."""
     rows = built.test.take(slice(0, MOST_ACTIONS))
     with seeded(stream_seed(built.config.run.seed, "drawn actions")), torch.no_grad():
         ours = act(built.policy, rows.obs).action
@@ -79,7 +74,7 @@ def actions_of(built: Prepared) -> tuple[Actions, Actions]:
     return _flat(theirs[:MOST_ACTIONS]), _flat(ours[:MOST_ACTIONS])
 
 
-def _flat(action: Tensor) -> Actions:
+def _flat(action: Tensor) -> NDArray[np.float64]:
     return action.reshape(len(action), -1).double().numpy()
 
 

@@ -36,6 +36,10 @@ class AgentOptions:
     the marginal's entropy, whose value comes from ``entropy_particles`` independent ones of the guide.
     ``guide_epochs`` passes over the rows teach the guide after each update of the model. ``gap_every`` updates the gap
     between stored and fresh particles is measured on ``gap_rows`` rows; 0 never.
+
+    With ``hold_prior`` the prior's parameters phi stay as they are: which latents are drawn, and how often, is then not
+    for the return to say, and a mode that has latents of its own is not given up for one that succeeds sooner. (What
+    prior and decoder share, such as an encoder, moves on.)
     """
 
     learning_rate: float | int = 3e-4
@@ -49,6 +53,7 @@ class AgentOptions:
     guide_epochs: int = 1
     gap_every: int = 10
     gap_rows: int = 256
+    hold_prior: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -112,7 +117,8 @@ class Agent:
             raise OptionError("Agent()", "`policy`", expected="an nn.Module", got=type(policy).__name__)
         self.policy, self.estimator, self.objective, self.options = policy, estimator, objective, options
         self.group, limit = group, options.max_grad_norm
-        model = named_among(policy, model_parameters(policy))
+        held = {id(each) for each in policy.prior_parameters()} if options.hold_prior else set()
+        model = named_among(policy, [each for each in model_parameters(policy) if id(each) not in held])
         taught = named_among(policy, [] if objective is None else policy.guide_parameters())
         self.model = Descent(model, learning_rate=options.learning_rate, max_grad_norm=limit, group=group)
         self.guide = Descent(taught, learning_rate=options.guide_learning_rate, max_grad_norm=limit, group=group)

@@ -322,7 +322,14 @@ def test_what_is_carried_out_must_be_of_a_chunk(latent: str, execute: int) -> No
 # ----------------------------------------------------------------------------------------------------------- learning
 
 
-def learner(kind: str, span: str, *, members: int = 2, **options: Any) -> PPO | GRPO:  # noqa: ANN401 (options)
+def learner(
+    kind: str,
+    span: str,
+    *,
+    members: int = 2,
+    hold_prior: bool = False,
+    **options: Any,  # noqa: ANN401 (options)
+) -> PPO | GRPO:
     envs = make_envs(AVOIDING, members, vectorization_mode="native")
     boxes = envs.single_observation_space, envs.single_action_space
     with seeded(0):
@@ -332,7 +339,9 @@ def learner(kind: str, span: str, *, members: int = 2, **options: Any) -> PPO | 
             if span == "chunk"
             else EpisodePolicy(*boxes, latent=latent, hidden=(6,))
         )
-        agent = Agent(policy, estimator=ConditionalIS(3), options=AgentOptions(gap_every=0, guide_epochs=0))
+        agent = Agent(
+            policy, estimator=ConditionalIS(3), options=AgentOptions(gap_every=0, guide_epochs=0, hold_prior=hold_prior)
+        )
         if kind == "grpo":
             made: Any = GRPOOptions(num_groups=1, group_size=2, num_epochs=1, latent=span, **options)  # type: ignore[arg-type]
             return GRPO(envs, agent, options=made, seed=0, execute=50 if span == "chunk" else None)
@@ -385,6 +394,19 @@ def test_the_reference_is_the_policy_at_the_start_and_is_kept(kind: str, span: s
     after = two.update(), one.update()
     assert after[0] == after[1]
     assert all(torch.equal(value, two.state()[name]) for name, value in one.state().items())
+
+
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+def test_a_prior_that_is_held_stays_and_the_decoder_moves(kind: str) -> None:
+    held = learner(kind, "episode", hold_prior=True, kl_coefficient=0.5)
+    policy = held.agent.policy
+    prior, decoder = (
+        [p.detach().clone() for p in each()] for each in (policy.prior_parameters, policy.decoder_parameters)
+    )
+    for _ in range(2):
+        held.update()
+    assert len(prior) > 0 and not moved(prior, policy.prior_parameters())
+    assert moved(decoder, policy.decoder_parameters())
 
 
 def test_the_penalty_is_zero_at_the_reference_and_then_pulls_back() -> None:

@@ -75,7 +75,7 @@ def test_every_axis_and_scalar_of_the_source_is_an_option(name: str) -> None:
         if each.name not in study.axes:
             assert defaults.pop(each.name) == getattr(study.source, each.name)
     assert set(defaults) == {
-        "out", "resume", "num_workers", "backend", "seed", "num_replicates", "skip_invalid",
+        "out", "resume", "num_workers", "backend", "device", "seed", "num_replicates", "skip_invalid",
     }  # fmt: skip
 
 
