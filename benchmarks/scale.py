@@ -10,6 +10,7 @@ all-reduce is the quickest of many, for the same reason. It takes some five minu
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -211,15 +212,13 @@ def reduces(sizes: list[int]) -> dict[str, dict[str, float]]:
 
 def scoring() -> float:
     """Measure the work of a cell of the shipped studies: replicate gradients of a small policy."""
-    from benchmarks.test_studies import SIZES as PARTICLES
-    from benchmarks.test_studies import measure
-
+    cells = importlib.import_module("benchmarks.test_studies")
     torch.set_num_threads(1)
-    measure("cell 0, K=2")
+    cells.measure("cell 0, K=2")
     start = work()
-    for index, size in enumerate(PARTICLES):
-        measure(f"cell {index}, K={size}")
-    return (work() - start) / len(PARTICLES)
+    for index, size in enumerate(cells.SIZES):
+        cells.measure(f"cell {index}, K={size}")
+    return (work() - start) / len(cells.SIZES)
 
 
 SETTINGS = {"CartPole-v1": (32, 256, 20), "HalfCheetah-v5": (256, 64, 10)}

@@ -47,6 +47,7 @@ from latentpg.studies.run import Rows
 from latentpg.studies.store import CellStore, fingerprint_of
 from latentpg.training.commands import train_command
 from latentpg.training.listing import everything
+from latentpg.training.place import check_not_launched
 
 USAGE_ERROR = 2
 """Exit status after a mistake of the user's."""
@@ -88,13 +89,15 @@ def _told(words: Sequence[str]) -> int:
         raise
     except OSError as error:
         print(_unusable(error), file=sys.stderr)
-    except MemoryError:
-        print(_NO_MEMORY, file=sys.stderr)
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # torch's words for it, on the processor
+    except (MemoryError, RuntimeError, ValueError) as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in _OF_NO_MEMORY):
             raise
         print(_NO_MEMORY, file=sys.stderr)
     return USAGE_ERROR
+
+
+_OF_NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed", "array is too big")
+"""What torch says of too little memory, here and on a card, and of sizes that no memory has; the last are NumPy's."""
 
 
 def _unusable(error: OSError) -> StudyError:
@@ -199,6 +202,7 @@ def _check_words(where: str, words: Sequence[str], known: Sequence[str], switche
 
 def _run_study(name: str, study: Study, options: Any) -> int:  # noqa: ANN401 (the study's own options)
     command, config = command_of(study, name), study.config()
+    check_not_launched("latentpg study")
     check_workers(options.num_workers, options.backend)
     checked_device(options.device)
     with one_thread():

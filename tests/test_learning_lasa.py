@@ -173,7 +173,7 @@ def test_likelihoods_are_joined_with_the_shape_as_the_unit() -> None:
 def test_the_table_has_a_row_a_contender() -> None:
     assert ranged([0.5, 0.7], 0, 100) == "60 (50 to 70)"
     rows = table({"told": {0: run([1.0, 5.0], [0, 1], 0.5)}})
-    assert rows[2].startswith("| Gaussian, told the shape | 1.50 (") and "| 50 (50 to 50) |" in rows[2]
+    assert rows[2].startswith("| Gaussian, told the shape | 1 | 1.50 (") and "| 50 (50 to 50) |" in rows[2]
     assert len(table({})) == 3
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.learning._drawing import from_text, judge, motions, paths
+from benchmarks.learning._drawing import THINNED, from_text, judge, motions, paths
 from benchmarks.learning.exploration import COLOURS, save, spelled, styled
 from benchmarks.learning.store import Results
 from latentpg.evaluation import clustered_interval
@@ -76,16 +76,16 @@ def ranged(values: list[float], digits: int, unit: float = 1.0) -> str:
 def table(results: Results) -> list[str]:
     """Return a row a contender and prior."""
     lines = [
-        "| contender | nats a dimension (95 %) | shapes drawn, of 30 | samples that count, % | as it acts, % | "
+        "| contender | seeds | nats a dimension (95 %) | shapes drawn, of 30 | samples that count, % | as it acts, % | "
         "sample to nearest demonstration, mm | held-out motion to nearest sample, mm | σ, mm |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|--:|---|---|---|---|---|---|--:|",
     ]
     for name, prior, label in rows(results):
         runs = results[name]
         exact = next(iter(runs.values()))["priors"][prior]["kind"] == "exact"
         sigma = [float(np.mean(run["sigma"])) for run in runs.values()]
         lines.append(
-            f"| {label} | {'' if exact else '≥ '}{spelled(likelihood(runs, prior), digits=2)} "
+            f"| {label} | {len(runs)} | {'' if exact else '≥ '}{spelled(likelihood(runs, prior), digits=2)} "
             f"| {ranged(over_runs(runs, prior, 'steady', 'shapes'), 1)} "
             f"| {ranged(over_runs(runs, prior, 'steady', 'counting'), 0, 100)} "
             f"| {ranged(over_runs(runs, prior, 'drawn', 'counting'), 0, 100)} "
@@ -153,7 +153,7 @@ def draw_samples(found: Mapping[str, Any], stem: Path) -> list[Path]:
 
     every = motions()
     assert every.mode is not None
-    shown, mode = paths(every), every.mode.numpy()
+    shown, mode = paths(every)[:, ::THINNED], every.mode.numpy()
     samples = from_text(found["samples"]["steady"]["paths"])
     judged = judge(samples, every)
     with styled():

@@ -40,6 +40,9 @@ from latentpg.policies.heads import BoxHead
 from latentpg.programs import row_blocks, take_rows
 from latentpg.training.policies import EpisodePart
 
+MOST_MEASURED = 4000
+"""Rows that the likelihood is measured on, at most: as many whole episodes as they make, and two at least."""
+
 MOST_ROWS = 2000
 """Rows on which the use of the latent is measured, at most."""
 
@@ -105,7 +108,7 @@ def measure(built: Prepared, *, seed: int, check: Callable[[], None] = lambda: N
     Draws come from streams of the seed; the ambient one is left as it was.
     """
     run, policy = built.config.run, built.policy
-    test = first_episodes(built.test, run.measured_episodes)
+    test = first_episodes(built.test, measured_episodes(built.test, run.measured_episodes))
     annealing = annealing_of(run)
     with seeded(stream_seed(seed, "likelihood")):
         found = held_out(
@@ -206,6 +209,17 @@ def log_jacobian_of(built: Prepared) -> float:
     """Return what is added to a step's log density to have it in the data's units, in nats; 0 for discrete actions."""
     width = action_scale_of(built.spaces[1])
     return 0.0 if width is None else 0.0 - float(width.log().sum())
+
+
+def measured_episodes(rows: FitRows, number: int) -> int:
+    """Return how many episodes, of ``number`` asked for, are measured on.
+
+    >>> from latentpg.imitation import point_rows
+    >>> measured_episodes(point_rows(torch.zeros(10, 1)), 6)
+    6
+    """
+    ends = rows.episode.bincount().cumsum(0)
+    return max(2, min(number, int((ends <= MOST_MEASURED).sum())))
 
 
 def first_episodes(rows: FitRows, number: int) -> FitRows:

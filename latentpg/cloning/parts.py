@@ -37,8 +37,9 @@ class CloningOptions(NetworkOptions):
     (``keep``). With ``per_datum`` every row has a density of its own for its latent.
 
     At the end ``rollouts`` episodes are played in ``num_envs`` environments, acting by ``acting``. The likelihood of
-    the test part, ``measured_episodes`` of it at most, is bounded with ``likelihood_particles``, and by annealing over
-    ``annealing_temperatures`` with ``annealing_chains``; 0 temperatures leave that out.
+    the test part, ``measured_episodes`` of it at most (fewer where they are more than 4,000 rows), is bounded with
+    ``likelihood_particles``, and by annealing over ``annealing_temperatures`` with ``annealing_chains``; 0 temperatures
+    leave that out.
     """
 
     hidden: tuple[int, ...] = (128, 128)

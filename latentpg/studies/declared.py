@@ -12,6 +12,9 @@ from latentpg.studies.guide_target import GuideGradient
 from latentpg.studies.procedures import Procedure
 from latentpg.studies.spec import Study
 
+LARGEST = 2**40
+"""The largest whole number that anything but a seed can be: no size beyond it fits into a memory."""
+
 
 def as_declared(where: str, maker: Callable[..., Any], name: str, value: Any) -> Any:  # noqa: ANN401 (anything a file holds)
     """Return a value as the field ``name`` of a class declares it: a list as a tuple, 2 as 2.0 where float is meant.
@@ -20,6 +23,8 @@ def as_declared(where: str, maker: Callable[..., Any], name: str, value: Any) ->
     >>> as_declared("source toys", RandomToys, "scale", 2)
     2.0
     """
+    if name != "seed" and _is_too_large(value):
+        raise OptionError(where, f"`{name}`", expected=f"at most {LARGEST}", got=f"{value!r:.80}")
     hint = get_type_hints(maker if inspect.isclass(maker) else type(maker)).get(name, Any)
     try:
         return _fit(hint, value)
@@ -99,6 +104,12 @@ def _fit(hint: Any, value: Any) -> Any:  # noqa: ANN401 (any annotation, any val
     if hint in (bool, int, float, str, NoneType) and type(value) is not hint:
         raise TypeError
     return value
+
+
+def _is_too_large(value: Any) -> bool:  # noqa: ANN401 (anything a file holds)
+    if isinstance(value, list | tuple):
+        return any(map(_is_too_large, value))
+    return type(value) is int and abs(value) > LARGEST
 
 
 def _spell(hint: Any) -> str:  # noqa: ANN401 (any annotation)

@@ -125,6 +125,7 @@ def evaluate_command(words: Sequence[str]) -> int:
     """Evaluate a run's policy, print what was found and keep it in the run's folder."""
     if words and words[0] in ("-h", "--help"):
         tyro.cli(EvaluateOptions, args=["--help"], prog="latentpg evaluate RUN")
+    check_not_launched("latentpg evaluate")
     path, rest = _folder_of("latentpg evaluate", words)
     check_flags("latentpg evaluate", rest, [each.name for each in fields(EvaluateOptions)])
     options = tyro.cli(EvaluateOptions, args=rest, prog="latentpg evaluate RUN")
@@ -233,7 +234,7 @@ def _finish(config: TrainingConfig, folder: Path, outcome: Outcome) -> int:
             f"at {int(found['time/total_timesteps'])} steps; best {outcome.best:.1f} at {outcome.best_steps}"
         )
     if outcome.inexact:
-        print(f"exact_resume: false, new episodes were begun: {outcome.inexact}")
+        print(f"exact_resume: false, because {outcome.inexact}")
     for file in outcome.files:
         print(f"{'metrics' if file.stem == 'metrics' else 'figure '} {file}")  # not through rich, which breaks paths
     print(f"saved   {folder / CHECKPOINTS}")

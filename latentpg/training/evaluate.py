@@ -153,6 +153,13 @@ def evaluate(
             got=repr(acting),
             fix=did_you_mean(acting, ACTING),
         )
+    if latent != "step" and acting != "stochastic":
+        raise OptionError(
+            "evaluate()",
+            f"a latent that is held for {'an episode' if latent == 'episode' else 'a chunk'} is evaluated as it acts",
+            expected='acting "stochastic"',
+            got=f'"{acting}" with latent "{latent}"',
+        )
     with seeded(stream_seed(seed, "actions")):
         episodes = collect_episodes(
             envs,

@@ -25,7 +25,6 @@ from latentpg.learners.parallel import texts_over
 from latentpg.learners.workers import check_alike
 from latentpg.numerics.rng import stream_seed
 from latentpg.runs import Checkpoint, write_json
-from latentpg.runs.files import clear_temporaries
 from latentpg.runs.tensors import encode_tensors
 from latentpg.training.build import Built
 from latentpg.training.config import TrainingConfig, known_values
@@ -37,7 +36,7 @@ from latentpg.training.place import agreed_signal, gathered_state, state_of_work
 from latentpg.training.preparing import execute_of, latent_of
 from latentpg.training.progress import Show, unseen
 from latentpg.training.resuming import restore
-from latentpg.training.saving import save, save_fault, unwritten
+from latentpg.training.saving import clear_leftovers, save, save_fault, unwritten
 from latentpg.training.signals import Stop, never
 from latentpg.training.video import film_episodes
 
@@ -122,7 +121,7 @@ class _Run:
             self._write(row)
             return
         if place.writes:
-            clear_temporaries(self.folder)
+            clear_leftovers(self.folder)
         facts = saved.facts
         check_facts(facts)
         check_alike(place.group, f"{saved.step}".encode(), what="the checkpoint that they go on from")

@@ -161,7 +161,9 @@ def _parse(words: Sequence[str]) -> TrainCommand:
     file = {} if first.get("config") is None else read_options(Path(first["config"]))
     chosen = {name: first[name] for name in _SELECTS if name in first}
     handed_on: Mapping[str, Any] = {}
-    if "from" in first:
+    if {"-h", "--help"} & {*words} and "from" in first and not (Path(first["from"]) / "config.toml").is_file():
+        chosen = {"env": "CartPole-v1", **chosen}  # help needs no run
+    elif "from" in first:
         handed_on = read_source(first["from"], checkpoint=first.get("from_checkpoint")).values
         _check_handed_on(handed_on, {**file, **chosen})
     elif "from_checkpoint" in first:

@@ -23,6 +23,9 @@ from latentpg.training.policies import POLICY_PARTS, NetworkOptions
 NONE = "none"
 """The name of no part: no proposal, or a guide that is not taught."""
 
+MAX_ENVS = 2**16
+"""The largest number of environments: each is made, one by one, before anything else can be said."""
+
 
 @dataclass(frozen=True)
 class RunOptions(NetworkOptions):
@@ -57,6 +60,9 @@ class RunOptions(NetworkOptions):
                 raise OptionError(
                     "RunOptions()", f"`{each.name}`", expected=f"an integer >= {smallest}", got=repr(value)
                 )
+        if self.num_envs > MAX_ENVS:
+            expected, got = f"at most {MAX_ENVS}", repr(self.num_envs)
+            raise OptionError("RunOptions()", "`num_envs`", expected=expected, got=got)
         every = self.video_every
         if every is not None and (type(every) is not int or every < 1):
             raise OptionError("RunOptions()", "`video_every`", expected="an integer >= 1, or None", got=repr(every))

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from latentpg.errors import LatentPGError, StudyError
 from latentpg.runs import Checkpoint, name_checkpoint, named_checkpoint, newest_checkpoint, save_checkpoint
+from latentpg.runs.files import clear_temporaries
+from latentpg.runs.upkeep import held
 
 CHECKPOINTS = "checkpoints"
 """The folder of checkpoints within a run's."""
@@ -26,6 +28,13 @@ def save(folder: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any], *,
     if is_best:
         name_checkpoint(path, "best")
     return path
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a killed process left in a run's folder and among its checkpoints, before anything more is begun."""
+    clear_temporaries(folder)
+    with held(folder / CHECKPOINTS):
+        pass  # whoever holds the folder finds it cleared
 
 
 def load(folder: Path, which: str, *, say: Callable[[str], None]) -> Checkpoint:

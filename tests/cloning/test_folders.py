@@ -18,7 +18,7 @@ from tests.training.runs import after
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of one epoch, which was not measured."""
+    """Return the folder of a run of one epoch, which was not measured."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
     config = small(num_epochs=3, checkpoint_every=1, policy="two-level")
     with prepared(config) as built:

@@ -13,8 +13,9 @@ from torch import nn
 from latentpg.cloning import draw_figures, measure, prepared
 from latentpg.cloning.drawing import colours_of
 from latentpg.cloning.latents import Axes, Codes, latents_by_mode, principal_axes
-from latentpg.cloning.measures import first_episodes, log_jacobian_of, scale_of
+from latentpg.cloning.measures import MOST_MEASURED, first_episodes, log_jacobian_of, measured_episodes, scale_of
 from latentpg.cloning.telling import lines_of, result_of
+from latentpg.imitation import FitRows
 from latentpg.policies.heads import BoxHead
 from tests.cloning.runs import file_of_steps, small
 
@@ -88,6 +89,13 @@ def test_the_first_episodes_are_taken_whole() -> None:
         some = first_episodes(built.test, 4)
         assert some.episode.unique().tolist() == [0, 1, 2, 3]
         assert some.size == int(built.split.test.lengths[:4].sum())
+
+
+def test_no_more_is_measured_than_there_is_time_for() -> None:
+    rows = FitRows(torch.zeros(9000, 1), torch.zeros(9000, 1), torch.arange(9000) // 1500)
+    assert MOST_MEASURED == 4000 and measured_episodes(rows, 100) == 2 and measured_episodes(rows, 2) == 2
+    short = FitRows(torch.zeros(9000, 1), torch.zeros(9000, 1), torch.arange(9000) // 1000)
+    assert measured_episodes(short, 100) == 4 and measured_episodes(short, 3) == 3
 
 
 def test_axes_are_principal() -> None:

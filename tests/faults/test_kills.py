@@ -102,10 +102,12 @@ def test_going_on_clears_what_a_killed_write_left_and_nothing_else(tmp_path: Pat
     folder = tmp_path / "run"
     assert begin(folder, tmp_path / "told", 64).wait() == 0
     ours, mine = folder / ".metrics.jsonl.0h2k_x4z.tmp", folder / ".notes.tmp"
+    half = folder / "checkpoints" / ".step-0000000096.tmp"
     ours.touch()
     mine.touch()
+    half.mkdir()
     assert begin(folder, tmp_path / "told", 64).wait() == 0
-    assert not ours.exists() and mine.exists()
+    assert not ours.exists() and not half.exists() and mine.exists()
 
 
 # signals that ask

@@ -1,8 +1,10 @@
 """Policies, rows, particles and statistics are where the policy is: on a card that is pretended, and on a real one."""
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,9 @@ import torch
 from latentpg.errors import OptionError
 from latentpg.numerics.rng import seeded
 from latentpg.runs import newest_checkpoint
+from latentpg.training import begin_run, prepared, train
 from latentpg.training.commands import evaluate_command, resume_command, train_command
-from tests.training.runs import OF_ALGORITHM, shortly, spelled, words
+from tests.training.runs import OF_ALGORITHM, after, no_figure, shortly, small, spelled, words
 
 ROOT = Path(__file__).parents[2]
 on_a_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no graphics card")
@@ -56,6 +59,20 @@ def test_every_command_says_that_there_is_no_card(command: str, tmp_path: Path) 
             case "evaluate":
                 evaluate_command([str(run), *asked])
     assert run.exists() == (command in ("resume", "evaluate"))  # nothing was begun
+
+
+def test_a_run_that_goes_on_on_another_device_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentpg.training.loop.draw_curve", no_figure)
+    config, out = small(total_timesteps=64), tmp_path / "run"
+    with prepared(config) as built:
+        train(config, built, begin_run(config, out=out), stop=after(1))
+    saved = newest_checkpoint(out / "checkpoints")
+    assert "device" not in saved.facts  # which the processor is, unless another is told of
+    elsewhere = replace(saved, facts={**saved.facts, "device": "cuda"})
+    with prepared(config) as built:
+        outcome = train(config, built, out, saved=elsewhere)
+    assert outcome.inexact == "at 32 steps: went on on cpu, where sums are taken in another order than on cuda"
+    assert json.loads((out / "result.json").read_text())["exact_resume"] is False
 
 
 @on_a_card

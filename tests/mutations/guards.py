@@ -198,7 +198,7 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "going on clears what a killed write left",
         "latentpg/training/loop.py",
-        "            clear_temporaries(self.folder)\n",
+        "            clear_leftovers(self.folder)\n",
         "            pass\n",
         ("tests/faults/test_kills.py -k clears",),
     ),

@@ -23,7 +23,7 @@ SECONDS = 1800
 """How long it goes on unless told otherwise."""
 
 WARM = 0.25
-"""The share of the rounds in which caches may fill."""
+"""The share of the rounds in which caches may fill, and the first cycle in any case."""
 
 ALLOWED = 8 * 2**20
 """Bytes by which the highest memory of the last quarter may lie above that of the quarter after the warm one."""
@@ -41,6 +41,9 @@ COMMON = (
     *("--proposal", "guide", "--eval-episodes", "4", "--eval-every", "128", "--checkpoint-every", "64"),
 )
 """Those that all have."""
+
+CYCLE = 2 * len(TRAIN)
+"""Rounds after which everything has been met once: each algorithm, in this process and in processes of its own."""
 
 STUDY = """
 num_replicates = 8
@@ -84,7 +87,7 @@ def main() -> int:
         go_round(algo, mode, number)
         found.append(held := Held.now())
         print(f"round {number:4d}  {algo:9s} {mode:5s}  {held.memory / 2**20:7.1f} MB  {astuple(held)[1:]}", flush=True)
-        if time.monotonic() > end and number >= 2 * len(TRAIN):
+        if time.monotonic() > end and number >= 2 * CYCLE:
             break
     grown = growth(found)
     print("\n".join(grown) or f"flat over {len(found)} rounds in {seconds:.0f} s", flush=True)
@@ -126,7 +129,7 @@ def growth(found: Sequence[Held]) -> list[str]:
     >>> growth([still] * 8), growth([still] * 6 + [Held(2**28, 11, 1, 0)] * 2)
     ([], ['memory grew from 128.0 to 256.0 MB', 'files grew from 10 to 11'])
     """
-    begins, last = int(len(found) * WARM), found[-max(len(found) // 4, 1) :]
+    begins, last = max(int(len(found) * WARM), min(CYCLE, len(found) // 2)), found[-max(len(found) // 4, 1) :]
     early = found[begins : begins + max(len(found) // 4, 1)]
     before, after = max(each.memory for each in early), max(each.memory for each in last)
     grown = [f"memory grew from {before / 2**20:.1f} to {after / 2**20:.1f} MB"] if after - before > ALLOWED else []

@@ -11,7 +11,7 @@ import torch
 from latentpg.errors import OptionError, StudyError
 from latentpg.learners.agent import under
 from latentpg.runs import newest_checkpoint
-from latentpg.training import begin_run, prepared, read_metrics, resolve, train
+from latentpg.training import begin_run, evaluate, prepared, read_metrics, resolve, train
 from latentpg.training.cloned import read_cloned
 from latentpg.training.commands import evaluate_command, resume_command, train_command
 from latentpg.training.config import TUNED, fine_tuning_options, known_values, read_options, tuned_options
@@ -137,6 +137,10 @@ def test_chunks_are_evaluated_as_they_act() -> None:
     config = resolve(options("chunk", "grpo", eval_acting="decoder-mean"))
     with pytest.raises(OptionError, match=r"held for a chunk"), prepared(config):
         pass
+    with prepared(resolve(options("chunk", "grpo"))) as built:
+        for latent, words in (("chunk", "held for a chunk"), ("episode", "held for an episode")):
+            with pytest.raises(OptionError, match=words):
+                evaluate(built.envs, built.policy, num_episodes=4, seed=0, acting="decoder-mean", latent=latent)
 
 
 # ------------------------------------------------------------------------------------------------- beginning with a run
@@ -263,6 +267,13 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "study" / "config.toml").write_text("gamma = 0.5\n", encoding="utf-8")
     with pytest.raises(StudyError, match=r"holds no training run"):
         train_command(["--from", str(tmp_path / "study")])
+
+
+def test_help_needs_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_train(["--from", "RUN", "--algo", "grpo", "--help"])
+    told = capsys.readouterr().out
+    assert not ended.value.code and "--from" in told and "--hold-prior" in told and "--group-size" in told
 
 
 def test_a_source_that_is_half_told_is_refused() -> None:

@@ -145,6 +145,8 @@ def test_what_workers_cannot_share_out_is_refused(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv(name, value)
     with pytest.raises(OptionError, match=r"each would do all of it"):
         train_command([*spelled(shortly("ppo")), "--seeds", "0:2", "--out", str(tmp_path / "run")])
+    with pytest.raises(OptionError, match=r"latentpg evaluate: it is nothing"):
+        evaluate_command([str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
 
 
