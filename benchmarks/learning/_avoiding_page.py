@@ -164,24 +164,33 @@ def _draw_success(results: Results, folder: Path) -> list[Path]:
 
     figure = Figure(figsize=(6.6, 3.3), layout="constrained")
     axes = figure.subplots()
-    axes.add_patch(Rectangle((0.9, 0.93), 0.2, 0.2, facecolor="0.92", edgecolor="none", zorder=0))
-    axes.annotate("aimed at", (0.905, 0.935), color="0.45", fontsize=6)
-    for contender, _, each in runs(results):
-        points = [(run["behaviour"]["success"], run["behaviour"]["entropy"]) for run in each]
-        x = np.array([success for success, _ in points])
-        # without a success there are no modes: drawn at 0, as open marks
-        y = np.array([[0.0] * 3 if entropy[0] is None else entropy for _, entropy in points])
-        empty = all(entropy[0] is None for _, entropy in points)
-        lines: Any = {"fmt": "none", "ecolor": contender.colour, "elinewidth": 0.5, "alpha": 0.6}
-        axes.errorbar(x[:, 0], y[:, 0], xerr=_bars(x), yerr=_bars(y), **lines)
-        face = "none" if empty else contender.colour
-        style: Any = {"marker": contender.marker, "s": 22, "linewidths": 0.8, "zorder": 3}
-        axes.scatter(x[:, 0], y[:, 0], facecolors=face, edgecolors=contender.colour, label=contender.name, **style)
+    near = axes.inset_axes((0.52, 0.12, 0.46, 0.5))
+    for panel in (axes, near):
+        panel.add_patch(Rectangle((0.9, 0.93), 0.2, 0.2, facecolor="0.92", edgecolor="none", zorder=0))
+        for contender, _, each in runs(results):
+            _mark(panel, contender, each)
     axes.set(xlabel="success", ylabel="mode entropy over successes (share of log 24)", xlim=(-0.02, 1.03))
     axes.set(ylim=(-0.02, 1.03))
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right center", frameon=False)
+    near.set(xlim=(0.87, 1.005), ylim=(0.92, 1.005), xticks=(0.9, 0.95, 1.0), yticks=(0.95, 1.0))
+    near.tick_params(labelsize=5.5, length=2)
+    near.set_title("the upper right corner; shaded: aimed at", fontsize=5.5)
+    axes.indicate_inset_zoom(near, edgecolor="0.6", linewidth=0.5)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False)
     return save(figure, folder / "cloning-avoiding")
+
+
+def _mark(axes: Any, contender: Contender, each: Runs) -> None:  # noqa: ANN401 (matplotlib is imported late)
+    points = [(run["behaviour"]["success"], run["behaviour"]["entropy"]) for run in each]
+    x = np.array([success for success, _ in points])
+    # without a success there are no modes: drawn at 0, as open marks
+    y = np.array([[0.0] * 3 if entropy[0] is None else entropy for _, entropy in points])
+    lines: Any = {"fmt": "none", "ecolor": contender.colour, "elinewidth": 0.5, "alpha": 0.6}
+    axes.errorbar(x[:, 0], y[:, 0], xerr=_bars(x), yerr=_bars(y), **lines)
+    face = "none" if all(entropy[0] is None for _, entropy in points) else contender.colour
+    style: Any = {"marker": contender.marker, "s": 22, "linewidths": 0.8, "zorder": 3}
+    axes.scatter(x[:, 0], y[:, 0], facecolors=face, edgecolors=contender.colour, label=contender.name, **style)
 
 
 def _bars(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -196,7 +205,7 @@ def _draw_rollouts(results: Results, folder: Path) -> list[Path]:
     from matplotlib.figure import Figure
 
     shown = [each for each in runs(results) if each[0].cell in SHOWN and each[0].part is None]
-    figure = Figure(figsize=(6.9, 2.9), layout="constrained")
+    figure = Figure(figsize=(6.9, 2.45), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, max(1, len(shown)), sharey=True))
     train = demonstrations(0).train
     behind = [path.numpy() for path in train.obs[:, 2:].split(train.lengths.tolist())]

@@ -1,7 +1,6 @@
 """Demonstrations that are no good, through the command: one message each, and nothing left behind."""
 
 import pickle
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-import latentpg
 from latentpg.cli import main
 from tests.cloning.runs import file_of_steps, words
-
-ROOT = Path(latentpg.__file__).parents[1]
 
 
 def nan(path: Path) -> Path:
@@ -173,11 +169,12 @@ def test_parts_that_do_not_fit_leave_nothing_behind(
     assert message in err, err
 
 
-def test_a_damaged_checkpoint_is_no_traceback(tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.toml").write_text('data = "x.npz"\nobjective = "exact"\npolicy = "plain"\n', encoding="utf-8")
-    found = subprocess.run(
-        [sys.executable, "-m", "latentpg", "resume", str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert found.returncode == 2 and "Error in " in found.stderr and "Traceback" not in found.stderr
+    monkeypatch.setattr(sys, "argv", ["latentpg", "resume", str(folder)])
+    assert main() == 2
+    assert capsys.readouterr().err.count("Error in ") == 1

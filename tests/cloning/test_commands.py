@@ -1,5 +1,7 @@
 """``latentpg imitate``, and ``evaluate`` and ``resume`` on what it left, from words to what is printed and kept."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -24,10 +26,18 @@ ROOT = Path(latentpg.__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def cloned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def said(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """Run the command once, and return its folder and what it said on both streams."""
     folder = tmp_path_factory.mktemp("cloned") / "run"
-    assert imitate_command([*words(**EPISODE), "--out", str(folder)]) == 0
-    return folder
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        assert imitate_command([*words(**EPISODE), "--out", str(folder)]) == 0
+    return folder, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def cloned(said: tuple[Path, str, str]) -> Path:
+    return said[0]
 
 
 @pytest.fixture
@@ -35,10 +45,8 @@ def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latentpg.cloning.loop.draw_figures", lambda *given: [])
 
 
-def test_a_run_leaves_everything_behind_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "run"
-    assert imitate_command([*words(), "--out", str(folder)]) == 0
-    out, err = capsys.readouterr()
+def test_a_run_leaves_everything_behind_and_says_where(said: tuple[Path, str, str]) -> None:
+    folder, out, err = said
     assert "finished after 4 of 4 epochs" in out and "rows, about" in err and "held out" in err
     paths = re.findall(r"^(?:metrics|figure |report |saved  |run    ) (.+)$", out, re.M)
     assert len(paths) == 9 and all(Path(path).exists() for path in paths)
@@ -46,7 +54,7 @@ def test_a_run_leaves_everything_behind_and_says_where(tmp_path: Path, capsys: p
     assert f"next: latentpg train --env latentpg/Routes-v0 --from {folder}\n" in out
     for name in ("config.toml", "run.json", "split.json", "normalisation.json", "result.json", "metrics.jsonl"):
         assert (folder / name).is_file()
-    assert len(read_metrics(folder)) == 4
+    assert len(read_metrics(folder)) == 4 and latentpg.__version__ in (folder / "run.json").read_text("utf-8")
     assert {path.suffix for path in (folder / "figures").glob("samples.*")} == {".png", ".svg", ".csv"}
     told = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     assert told["finished"] and told["likelihood"]["kind"] == "exact" and told["episodes"]["test"] == 6

@@ -151,6 +151,24 @@ def test_a_new_run_on_a_full_disk_says_so(small_disk: Path, tmp_path: Path) -> N
         one_message(text, "cannot be made", "No space left on device", "another --out")
 
 
+def test_a_recording_that_finds_no_room_leaves_nothing(small_disk: Path, tmp_path: Path) -> None:
+    rest = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+    (small_disk / "ballast").write_bytes(bytes(rest))
+    words = [
+        "record",
+        "--env",
+        "latentpg/Avoiding-v0",
+        "--episodes-per-mode",
+        "1",
+        "--out",
+        str(small_disk / "demos.npz"),
+    ]
+    status, text = ended(*words, told=tmp_path / "told")
+    assert status == 2
+    one_message(text, "No space left on device")
+    assert [path.name for path in small_disk.iterdir()] == ["ballast"]
+
+
 def test_where_not_even_the_message_finds_room_the_exit_status_still_tells(stopped: Path, place: Path) -> None:
     folder = copied(stopped, place)
     before = saved(folder)
