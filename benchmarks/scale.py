@@ -272,10 +272,12 @@ def _study(found: Mapping[str, Any]) -> str:
     own = found["seconds of a cell's own work"]
     over, sent = large["write, work in s a cell"], found["sending, work in s a cell"]
     slow = max(value for value in sent.values() if value is not None)
+    flush = small["write, clock in s a cell"]
     ms = _scaled(1e3, "ms")
     rows = {
         "a cell's own work (mean of K = 2, 4, 8, 16)": ms(own),
-        "what the parent works to publish a cell": ms(over),
+        f"what the parent works to publish a cell, of the first {PUBLISHED:,}": ms(over),
+        "and what it takes by the clock, which waits for the disk to flush each": ms(flush),
         "and to send, receive and publish one that another process computed, by joblib and by Ray": ", ".join(
             "not installed" if value is None else ms(value) for value in sent.values()
         ),
@@ -292,8 +294,10 @@ def _study(found: Mapping[str, Any]) -> str:
         "a cell's rows in the parent's memory, once all are read": f"{found['bytes of memory a cell'] / 1e3:.1f} kB",
         "**10⁶ cells**: core hours of their own work": _hours(own * CELLS),
         "on 64 workers, if none waits": _hours(own * CELLS / WORKERS),
-        "cells a second that 64 workers finish, and that one parent can serve": f"{WORKERS / own:.0f}, {1 / slow:.0f}",
-        "workers that one parent keeps busy with such cells": f"{own / slow:.0f}",
+        "cells a second that 64 workers finish": f"{WORKERS / own:.0f}",
+        "that one parent can serve by its own work, and by this disk's flushing": f"{1 / slow:.0f}, {1 / flush:.0f}",
+        "workers that it keeps busy with such cells, by the one and the other": f"{own / slow:.0f}, {own / flush:.0f}",
+        "hours of 10⁶ flushes, one after the other": _hours(flush * CELLS),
         "files, and disk": f"10⁶ in one folder, {large['bytes on disk a cell'] * CELLS / 1e9:.1f} GB",
         "looking at all of them when resumed": _hours(large["survey, work in s a cell"] * CELLS),
         "reading all of them for the tables": _hours(large["read, work in s a cell"] * CELLS),
@@ -332,7 +336,9 @@ def _run(name: str, found: Mapping[str, Any], iterations: Mapping[str, Any]) -> 
             f"{waits * 1e3:.0f} ms, {ring * 1e3:.0f} ms"
         ),
         "sent by each worker an iteration, W = 64": f"{traffic / 1e6:.1f} MB",
-        "**64 workers**: environment steps a second, at best and so": f"{quickly(waits)}, {quickly(ring)}",
+        "**64 workers**, each with as many environments and rows: steps a second, at best and so": (
+            f"{quickly(waits)}, {quickly(ring)}"
+        ),
         "core hours of 10⁸ steps, at best and so": f"{hours(waits)}, {hours(ring)}",
         "memory of a worker, and of all": (
             f"{worker['bytes of memory'] / 1e6:.0f} MB, {WORKERS * worker['bytes of memory'] / 1e9:.0f} GB"
@@ -340,7 +346,7 @@ def _run(name: str, found: Mapping[str, Any], iterations: Mapping[str, Any]) -> 
         "a checkpoint of one worker, and at most of 64": (
             f"{worker['bytes of a checkpoint'] / 1e3:.0f} kB, {WORKERS * worker['bytes of a checkpoint'] / 1e6:.1f} MB"
         ),
-        "files of a run": "about 25, however many workers",
+        "files of a run": "15 to 18, however many workers",
     }
     return _table(f"A run of 64 workers on {name}", told_rows)
 
