@@ -1,6 +1,7 @@
 """Rows that span several steps: collected, credited, and with the exact policy gradient in expectation."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
@@ -355,7 +356,7 @@ def weights(module: Any) -> list[Tensor]:  # noqa: ANN401 (a policy or a critic)
     return [parameter.detach().clone() for parameter in module.parameters()]
 
 
-def moved(before: list[Tensor], after: list[Tensor]) -> bool:
+def moved(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
     return any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 

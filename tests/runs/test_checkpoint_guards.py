@@ -14,7 +14,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 GUARDS: dict[str, tuple[str, str, str, str]] = {
     "a link is followed": ("untrusted", 'getattr(os, "O_NOFOLLOW", 0)', "0", "no_regular_file"),
-    "a pipe is waited for": ("untrusted", 'getattr(os, "O_NONBLOCK", 0)', "0", "no_regular_file"),
+    "a pipe is waited for": (
+        "untrusted",
+        'getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)',
+        'getattr(os, "O_NOFOLLOW", 0)',
+        "no_regular_file",
+    ),
     "anything is a file": (
         "untrusted",
         "if not stat.S_ISREG(os.fstat(handle).st_mode):",
