@@ -5,8 +5,9 @@ for the number of epochs) and then learns from its own episodes, whose return is
 does not. The return says nothing of modes: 24 ways are equally good, and one of them would do.
 
 **Where it begins.** ``short``: an episode-long z of 8 numbers, its prior matched to the guide's posteriors, after a
-quarter of the minibatches that cloning is given elsewhere, so that there is something to gain. ``plain``: a Gaussian
-without a latent. ``chunk``: 24 codes for 8 actions. All that a row spans is scored as one: an episode, a step, a chunk.
+quarter of the minibatches that cloning is given elsewhere, so that there is something to gain; ``full`` after all of
+them. ``plain``: a Gaussian without a latent. ``chunk``: 24 codes for 8 actions, cloned shortly; ``full-chunk`` as long
+as elsewhere. All that a row spans is scored as one: an episode, a step, a chunk.
 
 **How it goes on.** GRPO with leave-one-out advantages, an update of 96 episodes in four minibatches, each gone over
 once, clipped at .2: the loss is a sum over an episode's rows, so that what is climbed is the return whatever the span.
@@ -85,8 +86,10 @@ class Start:
 
 STARTS: Mapping[str, Start] = {
     "short": Start("episode", SHORT, 24),
+    "full": Start("episode", replace(avoiding.FIT, match_prior_every=12), 24),
     "plain": Start("step", CHUNKS, 2048),
     "chunk": Start("chunk", replace(CHUNKS, num_epochs=12, evaluate_every=12), 256),
+    "full-chunk": Start("chunk", avoiding.CHUNK_FIT, 256),
 }
 
 
@@ -123,6 +126,8 @@ CONTENDERS: Mapping[str, Contender] = {
     "conditional-held": Contender("short", CONDITIONAL, "conditional IS, prior held", hold_prior=True, updates=LONG),
     "conditional-ppo": Contender("short", CONDITIONAL, "conditional IS, PPO", ppo=True),
     "plain-k3": Contender("plain", ClosedForm(), "Gaussian, k3 to the clone", K3),
+    "conditional-full": Contender("full", CONDITIONAL, "conditional IS, cloned in full"),
+    "chunk-full": Contender("full-chunk", Exact(), "24 codes a chunk, cloned in full, k3", K3),
 }
 
 
@@ -192,7 +197,7 @@ def _fit(policy: Any, name: str, shown: Shown, seed: int) -> None:  # noqa: ANN4
     options = STARTS[name].options
     if name == "plain":
         fit(policy, step_rows(shown.train), objective=MaximumLikelihood(), options=options, seed=seed)
-    elif name == "chunk":
+    elif STARTS[name].span == "chunk":
         fit(policy, shown.chunks, objective=MaximumLikelihood(), options=options, seed=seed)
     else:
         fit(policy, shown.episodes, objective=VariationalBound(), options=options, seed=seed)
@@ -206,7 +211,7 @@ def _policy(name: str, shown: Shown, seed: int) -> Any:  # noqa: ANN401 (a polic
             nn.init.constant_(made.head.log_std, avoiding.START)
             return made
         common["initial_log_std"] = avoiding.START
-        if name == "chunk":
+        if STARTS[name].span == "chunk":
             return ChunkPolicy(*shown.spaces, latent=CodeLatent(NUM_MODES), horizon=HORIZON, **common)
         latent = GaussianLatent(avoiding.SIZE, "mixture", num_components=avoiding.NUM_EPISODES)
         return EpisodePolicy(*shown.spaces, latent=latent, initial_guide_log_std=-2.0, **common)
@@ -290,7 +295,7 @@ def draw(results: Results, folder: Path) -> list[Path]:
     from matplotlib.figure import Figure
 
     left = ("conditional", "joint", "elbo", "chunk", "plain")
-    right = ("conditional", "conditional-held", "conditional-k3", "conditional-entropy", "conditional-ppo")
+    right = ("conditional", "conditional-held", "conditional-k3", "conditional-entropy", "conditional-full")
     with styled():
         figure = Figure(figsize=(6.9, 4.2), layout="constrained")
         panels = figure.subplots(2, 2, sharex=True, sharey="row")

@@ -22,7 +22,7 @@ from latentpg.learners import PPO, Agent, AgentOptions, Learner, LearningFault, 
 from latentpg.numerics.rng import seeded
 from latentpg.policies import MixturePolicy, PlainPolicy
 from latentpg.programs import LatentPolicy, Observations, log_joint, model_parameters
-from latentpg.rollout import EnvironmentFault, Rollout, make_envs
+from latentpg.rollout import EnvironmentFault, Episodes, Rollout, make_envs
 from latentpg.values import LinearCritic, NetworkCritic
 from latentpg.values.features import Identity
 from tests.learners.small import SMALL, critic_for, parameters_of, policy_for, ppo_for, same, same_state
@@ -36,9 +36,10 @@ def rollouts_of(learner: PPO) -> list[Rollout]:
     seen: list[Rollout] = []
     learn = learner._learn
 
-    def noted(rollout: Rollout, progress: float) -> dict[str, float]:
-        seen.append(rollout)
-        return learn(rollout, progress)
+    def noted(acted: Rollout | Episodes, progress: float) -> dict[str, float]:
+        assert isinstance(acted, Rollout)
+        seen.append(acted)
+        return learn(acted, progress)
 
     learner._learn = noted  # type: ignore[method-assign]
     return seen
@@ -199,12 +200,12 @@ def order_of(learner: Callable[..., PPO]) -> str:
 class GuideFirst(PPO):
     """The planted mistake: the guide learns from the recorded latents, and proposes after that."""
 
-    def _learn(self, rollout: Rollout, progress: float) -> dict[str, float]:
-        steps, options = rollout.transitions, self.agent.options
-        data = self._evaluate(rollout)
+    def _learn(self, acted: Rollout | Episodes, progress: float) -> dict[str, float]:
+        steps, options = acted.transitions, self.agent.options
+        data = self._evaluate(acted)
         self.agent.teach_guide(self.agent.propose(data.rows, steps.log_joint), data.rows, data.index)
         assert options is self.agent.options
-        return super()._learn(rollout, progress)
+        return super()._learn(acted, progress)
 
 
 def test_psi_moves_after_theta_and_phi() -> None:
@@ -237,6 +238,7 @@ def spoil(rollout: Rollout, how: str) -> Rollout:
 @pytest.mark.parametrize("how", ["policy", "normaliser", "rows", "record"])
 def test_a_rollout_of_another_policy_is_refused_before_anything_moves(kind: str, how: str) -> None:
     ppo = ppo_for(kind, normalized=True)
+    assert ppo.collector is not None
     collect = ppo.collector.collect
     before: list[Tensor] = []
 
