@@ -96,21 +96,31 @@ def _map(function: Callable[[Tensor], Tensor], values: Any) -> Any:  # noqa: ANN
     if isinstance(values, tuple):
         parts = [_map(function, leaf) for leaf in values]
         return type(values)(*parts) if hasattr(values, "_fields") else type(values)(parts)
-    raise ShapeError("rows", "`obs`", expected="a tensor, or a tuple or mapping of tensors", got=type(values).__name__)
+    raise _strange(values)
+
+
+def _strange(values: object) -> ShapeError:
+    expected = "a tensor, or a tuple or mapping of tensors"
+    return ShapeError("rows", "`obs`", expected=expected, got=type(values).__name__)
 
 
 def tensors_of(values: object) -> list[Tensor]:
     """List every tensor of a tuple or mapping, nested or not."""
     found: list[Tensor] = []
-
-    def note(leaf: Tensor) -> Tensor:
-        found.append(leaf)
-        return leaf
-
-    _map(note, values)
+    _collect(values, found)
     if not found:
         raise ShapeError("rows", "`obs`", expected="at least one tensor", got=repr(values))
     return found
+
+
+def _collect(values: object, found: list[Tensor]) -> None:
+    if isinstance(values, Tensor):
+        found.append(values)
+    elif isinstance(values, Mapping | tuple):
+        for leaf in values.values() if isinstance(values, Mapping) else values:
+            _collect(leaf, found)
+    else:
+        raise _strange(values)
 
 
 def is_concrete() -> bool:

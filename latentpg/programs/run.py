@@ -240,23 +240,24 @@ def _run(
         _check_sites(program, capture, values)
     if program == "model" and stop is None:
         _check_action_site(capture, observed=action is not None)
-
-    def restore(values: dict[str, Tensor]) -> dict[str, Tensor]:
-        if not flatten:
-            return values
-        return {name: value.unflatten(0, shape) if value.ndim else value for name, value in values.items()}
-
+    recorded = (capture.latents, capture.log_latent, capture.log_observed)
+    latents, log_latent, log_observed = (_restored(found, shape) for found in recorded) if flatten else recorded
     return _Run(
         program,
         shape,
-        restore(capture.latents),
-        restore(capture.log_latent),
-        restore(capture.log_observed),
+        latents,
+        log_latent,
+        log_observed,
         capture.distributions,
         capture.action,
         policy,
         (obs if isinstance(obs, Tensor) else obs[0]).device,
     )
+
+
+def _restored(values: dict[str, Tensor], shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """Bring ``[K * B, ...]`` back to ``[K, B, ...]``."""
+    return {name: value.unflatten(0, shape) if value.ndim else value for name, value in values.items()}
 
 
 def _call(policy: LatentPolicy, program: str, capture: Capture, obs: Observations, action: Tensor | None) -> None:
