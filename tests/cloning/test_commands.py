@@ -22,6 +22,8 @@ from latentpg.errors import OptionError
 from latentpg.training import read_metrics
 from tests.cloning.runs import EPISODE, file_of_steps, words
 
+pytestmark = pytest.mark.production  # whole runs: minutes with every annotation checked
+
 ROOT = Path(latentpg.__file__).parents[1]
 
 

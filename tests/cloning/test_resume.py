@@ -22,6 +22,8 @@ from latentpg.training.log import Row
 from tests.cloning.runs import EPISODE, file_of_steps, run, small, words
 from tests.training.runs import after
 
+pytestmark = pytest.mark.production  # whole runs: minutes with every annotation checked
+
 OF_OBJECTIVE: dict[str, dict[str, Any]] = {
     "exact": {"policy": "mixture"},
     "elbo": {**EPISODE, "anneal": "linear", "free_nats": 0.1},
