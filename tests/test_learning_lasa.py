@@ -26,7 +26,7 @@ from benchmarks.learning._drawing import (
     paths,
     spread_of,
 )
-from benchmarks.learning._lasa_page import likelihood, ranged, table
+from benchmarks.learning._lasa_page import SHAPES, likelihood, ranged, table
 from latentpg import seeded
 from latentpg.data import Demonstrations, Normalization
 from latentpg.policies import CodeLatent, EpisodePolicy, PlainPolicy
@@ -192,3 +192,8 @@ def test_motions_begin_alike_and_end_where_they_are_led() -> None:
 def test_judged_names_a_shape_once() -> None:
     judged = Judged(np.zeros((3, 1)), np.array([4, 4, 2]), np.array([True, True, False]))
     assert judged.shapes == [4]
+
+
+@needs_lasa
+def test_shapes_are_named_as_the_data_names_them() -> None:
+    assert tuple(motions().mode_names) == SHAPES

@@ -30,8 +30,9 @@ def stopping(
 ) -> Iterator[Stop]:
     """Note SIGINT and SIGTERM inside the scope instead of dying of them.
 
-    Worker processes that are forked inside leave Ctrl-C, which reaches them too, to the process that waits for them,
-    and end on SIGTERM. Outside of the main thread, where Python lets nobody handle signals, nothing is noted.
+    Worker processes that are forked inside leave both, which a terminal or a scheduler sends to all processes of a job,
+    to the process that waits for them, and which kills them when it is time; once it is gone they end on SIGTERM.
+    Outside of the main thread, where Python lets nobody handle signals, nothing is noted.
     """
     if threading.current_thread() is not threading.main_thread():
         yield never
@@ -41,7 +42,7 @@ def stopping(
 
     def note(number: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:
-            if number == signal.SIGTERM:
+            if number == signal.SIGTERM and os.getppid() != owner:
                 os._exit(EXIT_OF_SIGNAL + number)
             return
         if caught and number == signal.SIGINT:
