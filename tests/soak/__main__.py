@@ -25,10 +25,11 @@ SECONDS = 1800
 WARM = 0.25
 """The share of the rounds in which caches may fill, and the first cycle in any case."""
 
-ALLOWED = 24 * 2**20
+ALLOWED = 8 * 2**20
 """Bytes by which the highest memory of the last quarter may lie above that of the quarter after the warm one.
 
-A round alone moves it by up to 13 MB, up and down: what is freed is not given back at once.
+Two runs (15 and 30 minutes, on a loaded machine) ended 8.0 and 15.1 MB above: whether that is memory which was freed
+and is not given back, or a leak, is not known yet.
 """
 
 TRAIN = {
