@@ -45,3 +45,15 @@ def test_outside_of_the_main_thread_nothing_is_noted() -> None:
     thread.start()
     thread.join()
     assert found == [True]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_forked_worker_leaves_it_to_the_process_that_waits_for_it(number: signal.Signals) -> None:
+    """A scheduler asks every process of a job; the worker that ended then would be a fault of the update under way."""
+    with stopping() as stop:
+        worker = os.fork()
+        if worker == 0:
+            os.kill(os.getpid(), number)
+            os._exit(7)  # not reached by one that ends of the signal
+        assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == 7
+        assert stop() is None
