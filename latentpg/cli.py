@@ -25,7 +25,7 @@ from latentpg.cloning.config import shipped_recipes
 from latentpg.errors import LatentPGError, OptionError, StudyError, did_you_mean
 from latentpg.numerics.devices import checked_device
 from latentpg.recording import SCRIPTED, record_command
-from latentpg.runs import create_run_folder, open_run_folder
+from latentpg.runs import at_work_in, create_run_folder, open_run_folder
 from latentpg.studies import (
     Outputs,
     Study,
@@ -214,7 +214,7 @@ def _run_study(name: str, study: Study, options: Any) -> int:  # noqa: ANN401 (t
     where = {} if options.device == "cpu" else {"device": options.device}  # rows of two devices are not one table's
     store = CellStore(folder.path, fingerprint_of({**config, **where}))
     missing = set(study.jobs()) - store.finished()
-    with progress(len(missing), console=Console(stderr=True)) as advance:
+    with at_work_in(folder.path), progress(len(missing), console=Console(stderr=True)) as advance:
 
         def execute(keys: Sequence[str], work: Callable[[str], Rows]) -> Mapping[str, Rows]:
             run_cells(

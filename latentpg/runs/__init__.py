@@ -13,12 +13,14 @@ from latentpg.runs.loading import (
     named_checkpoint,
     newest_checkpoint,
 )
+from latentpg.runs.locks import at_work_in
 from latentpg.runs.record import describe_circumstances
 
 __all__ = [
     "FORMAT_VERSION",
     "Checkpoint",
     "RunFolder",
+    "at_work_in",
     "create_run_folder",
     "describe_circumstances",
     "list_checkpoints",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from latentpg.learners.batches import Means
 from latentpg.learners.parallel import texts_over
 from latentpg.learners.workers import check_alike
 from latentpg.numerics.rng import stream_seed
-from latentpg.runs import Checkpoint, write_json
+from latentpg.runs import Checkpoint, at_work_in, write_json
 from latentpg.runs.tensors import encode_tensors
 from latentpg.training.build import Built
 from latentpg.training.config import TrainingConfig, known_values
@@ -32,7 +32,14 @@ from latentpg.training.curves import draw_curve, evaluation_curve
 from latentpg.training.evaluate import evaluate
 from latentpg.training.facts import check_facts
 from latentpg.training.log import STEPS, MetricsLog, Row
-from latentpg.training.place import agreed_signal, gathered_state, state_of_worker, told_by_first
+from latentpg.training.place import (
+    agreed_signal,
+    exactness,
+    gathered_state,
+    moved_between,
+    state_of_worker,
+    told_by_first,
+)
 from latentpg.training.preparing import execute_of, latent_of
 from latentpg.training.progress import Show, unseen
 from latentpg.training.resuming import restore
@@ -76,12 +83,13 @@ def train(
 
     With ``saved`` the run goes on from there. What goes wrong in an update ends the run with that error: parameters are
     then as they were before the step that failed, and ``fault.json`` and ``fault/`` say how things stood. Of several
-    workers the first evaluates and writes.
+    workers the first evaluates and writes. A folder in which another process is at work is refused.
     """
     run = _Run(config, built, folder, show)
     try:
-        run.begin(saved)
-        return run.go_on(stop)
+        with at_work_in(folder) if built.place.writes else nullcontext():
+            run.begin(saved)
+            return run.go_on(stop)
     except OSError as error:
         raise unwritten(folder, error) from error
 
@@ -183,7 +191,7 @@ class _Run:
                 "seconds": self.seconds,
                 "finished": self.steps >= self.config.run.total_timesteps,
                 **self._whereabouts(),
-                **self._exactness(),
+                **exactness(self.inexact),
                 "evaluation": self.evaluation,
                 "best": {"mean_reward": self.best, "timesteps": self.best_steps},
             }
@@ -282,14 +290,7 @@ class _Run:
         return {**workers, "device": place.device.type} if place.device.type != "cpu" else workers
 
     def _moved(self, before: str) -> str:
-        now = self.built.place.device.type
-        return "" if now == before else f"went on on {now}, where sums are taken in another order than on {before}"
-
-    def _exactness(self) -> dict[str, Any]:
-        """Say whether the run is the same as one that never stopped, and if it is not, why."""
-        if not self.inexact:
-            return {"exact_resume": True}
-        return {"exact_resume": False, "exact_resume_why": self.inexact.strip()}
+        return moved_between(before, self.built.place.device.type)
 
     def _draw(self, rows: Sequence[Row]) -> list[Path]:
         selection = self.config.selection

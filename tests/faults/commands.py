@@ -38,6 +38,10 @@ class Command:
         os.waitpid(self.pid, 0)
         raise AssertionError(f"it did not end in {seconds} s; processes {left}; it said:\n{self.text()}")
 
+    def has_ended(self) -> bool:
+        """Tell whether it has; :meth:`wait` still says how."""
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
     def text(self) -> str:
         """Return all it has said so far."""
         return self.told.read_text(encoding="utf-8", errors="replace")

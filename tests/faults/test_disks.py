@@ -14,6 +14,7 @@ from torch import Tensor
 
 from latentpg.runs import newest_checkpoint
 from latentpg.training import train
+from tests.cloning.runs import words as words_of_cloning
 from tests.faults.commands import ended, quick, without_rights
 from tests.training.runs import after, files_of, words
 
@@ -144,7 +145,7 @@ def test_a_disk_that_fills_up_loses_no_checkpoint_and_the_run_goes_on_elsewhere(
 def test_a_new_run_on_a_full_disk_says_so(small_disk: Path, tmp_path: Path) -> None:
     rest = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
     (small_disk / "ballast").write_bytes(bytes(rest))
-    for command in (["train", *words()], study(tmp_path)):
+    for command in (["train", *words()], ["imitate", *words_of_cloning()], study(tmp_path)):
         out = small_disk / command[0]
         status, text = ended(*command, "--out", str(out), told=tmp_path / "told", before=quick)
         assert status == 2

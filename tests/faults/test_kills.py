@@ -2,9 +2,7 @@
 
 import json
 import os
-import random
 import re
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -13,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from latentpg.runs import list_checkpoints, newest_checkpoint
-from latentpg.training import read_metrics
-from latentpg.training.log import Row
+from latentpg.runs import newest_checkpoint
 from tests.faults.commands import Command, quick, start, until
 from tests.faults.environments import register_troubled
+from tests.faults.killing import assert_same, begin_or_go_on, kill_at_random
 from tests.training.runs import shortly, spelled, words
 
 pytestmark = [
@@ -27,75 +23,33 @@ pytestmark = [
     pytest.mark.production,  # a forked process imports nothing anew, so the checked pass would check the same again
 ]
 
-SEED = 20
-
 
 def begin(folder: Path, told: Path, steps: int) -> Command:
     """Begin the run in a folder, or go on with it if it has a checkpoint already."""
-    if list_checkpoints(folder / "checkpoints"):
-        return start("resume", str(folder), told=told, before=quick)
-    shutil.rmtree(folder, ignore_errors=True)
     every = words(total_timesteps=steps, eval_every=800)  # a checkpoint every 32
-    return start("train", *every, "--out", str(folder), told=told, before=quick)
+    return begin_or_go_on(folder, ["train", *every], told=told, before=quick)
 
 
-def temporaries(folder: Path) -> list[str]:
-    return [path.name for path in folder.rglob("*.tmp")]
-
-
-def told(folder: Path) -> list[Row]:
-    """Return metrics without the clock's."""
-    clock = ("time/fps", "time/seconds")
-    return [{name: value for name, value in row.items() if name not in clock} for row in read_metrics(folder)]
-
-
-def assert_same(one: Path, two: Path) -> None:
-    first, second = (newest_checkpoint(folder / "checkpoints", say=pytest.fail) for folder in (one, two))
-    assert first.step == second.step
-    assert all(torch.equal(value, second.state[name]) for name, value in first.state.items())
-    assert told(one) == told(two)
+def ends_as_it_would_have(one: Path, two: Path) -> None:
+    assert_same(one, two)
     result: dict[str, Any] = json.loads((two / "result.json").read_text(encoding="utf-8"))
     assert result["finished"] and result["exact_resume"] is True
 
 
-def kill_at_random(tmp_path: Path, number: int, *, steps: int) -> int:
-    """Kill a run ``number`` times, anew when it has finished; return how many kills met one that had a checkpoint."""
-    chance = random.Random(SEED)
-    whole = tmp_path / "whole"
-    assert begin(whole, tmp_path / "told", steps).wait() == 0
-    runs, hits = 0, 0
-    for kill in range(number):
-        folder = tmp_path / f"run-{runs}"
-        place, there = folder / "checkpoints", list_checkpoints(folder / "checkpoints")
-        command = begin(folder, tmp_path / "told", steps)
-        if kill % 2:  # however slow a start is, every other life gets somewhere
-            until(lambda place=place, there=there: list_checkpoints(place) != there)  # type: ignore[misc]
-        time.sleep(chance.uniform(0.0, 0.5))
-        command.send(signal.SIGKILL)
-        if command.wait() == 0:
-            assert_same(whole, folder)
-            runs += 1
-            continue
-        assert "Traceback" not in command.text()
-        assert len(temporaries(folder)) <= 1, temporaries(folder)
-        if found := list_checkpoints(folder / "checkpoints"):
-            saved = newest_checkpoint(folder / "checkpoints", say=pytest.fail)  # nothing to say: it is whole
-            assert saved.step == int(found[-1].name.removeprefix("step-"))
-            hits += 1
-    folder = tmp_path / f"run-{runs}"
-    assert begin(folder, tmp_path / "told", steps).wait() == 0
-    assert temporaries(folder) == []
-    assert_same(whole, folder)
-    return hits
+def kill_training(tmp_path: Path, number: int, *, steps: int) -> int:
+    def life(folder: Path) -> Command:
+        return begin(folder, tmp_path / "told", steps)
+
+    return kill_at_random(tmp_path, number, life, ends_as_it_would_have)
 
 
 def test_killed_a_few_times_it_is_the_same_run(tmp_path: Path) -> None:
-    assert kill_at_random(tmp_path, 6, steps=640) >= 2
+    assert kill_training(tmp_path, 6, steps=640) >= 2
 
 
 @pytest.mark.slow
 def test_killed_sixty_times_at_random_it_is_the_same_run(tmp_path: Path) -> None:
-    assert kill_at_random(tmp_path, 60, steps=3200) >= 40
+    assert kill_training(tmp_path, 60, steps=3200) >= 40
 
 
 def test_going_on_clears_what_a_killed_write_left_and_nothing_else(tmp_path: Path) -> None:

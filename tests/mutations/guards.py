@@ -203,6 +203,20 @@ GUARDS: tuple[Guard, ...] = (
         ("tests/faults/test_kills.py -k clears",),
     ),
     Guard(
+        "one process at a time works on a run",
+        "latentpg/runs/locks.py",
+        "        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+        "        pass\n",
+        ("tests/faults/test_locks.py -k killed",),
+    ),
+    Guard(
+        "a fit that finds no room is told of",
+        "latentpg/cloning/loop.py",
+        "    except OSError as error:\n        raise unwritten",
+        "    except ZeroDivisionError as error:\n        raise unwritten",
+        ("tests/faults/test_cloning.py -k cannot_grow",),
+    ),
+    Guard(
         "output that nobody reads ends quietly",
         "latentpg/cli.py",
         "    except OSError as error:  # of what is said itself",
