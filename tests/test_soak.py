@@ -1,5 +1,6 @@
 """A short soak, and that growth is noticed; ``make soak`` runs half an hour of it."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -26,6 +27,19 @@ def test_growth_is_noticed(later: Held, name: str) -> None:
     assert growth([STILL] * 12) == growth([later] + [STILL] * 11) == []
     (line,) = growth([STILL] * 10 + [later] * 2)
     assert line.startswith(f"{name} grew")
+
+
+@pytest.mark.production
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="asks glibc")
+def test_memory_that_is_held_counts_and_what_was_freed_does_not() -> None:
+    before, blocks = Held.now(), [bytes([1]) * 2**14 for _ in range(2000)]  # 31 MB, in pieces that the heap holds
+    last, held = blocks[-1], Held.now()
+    assert held.memory - before.memory > 28 * 2**20
+    del blocks  # all but the last, below which the heap would not shrink
+    after = Held.now()
+    assert after.memory - before.memory < 4 * 2**20 < after.untrimmed - before.memory
+    assert len(last) == 2**14
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from latentpg.errors import OptionError, SpaceError
 from latentpg.numerics.rng import seeded, stream_seed
 from latentpg.programs import LatentPolicy, Latents, drawing
 from latentpg.programs.capture import ACTION
-from latentpg.rollout import Episodes, collect_chunks, collect_episodes, collect_groups, play_ensembled
+from latentpg.rollout import Chunks, Episodes, collect_chunks, collect_episodes, collect_groups, play_ensembled
 from latentpg.training.evaluate import center_of
 from latentpg.training.policies import ChunkPart, EpisodePart, PolicyPart
 
@@ -31,7 +31,10 @@ SOURCES = ("prior", "prior-mean", "posterior")
 
 @dataclass(frozen=True, eq=False)
 class Played:
-    """E episodes as M rows of observations ``[M, S]``, with their lengths ``[E]`` and returns ``[E]``."""
+    """E episodes as M rows of observations ``[M, S]``, with their lengths ``[E]`` and returns ``[E]``.
+
+    They are on the processor, wherever the policy was.
+    """
 
     obs: Float[Tensor, "M S"]
     lengths: Int[Tensor, " E"]
@@ -78,10 +81,10 @@ def play(
             found = play_ensembled(envs, policy, num_episodes=num_episodes, seed=start, hold=part.num_action_steps)
         elif isinstance(part, ChunkPart):
             chunks = collect_chunks(envs, policy, num_episodes=num_episodes, seed=start, execute=part.num_action_steps)
-            return Played(chunks.steps(chunks.rows.obs.obs), chunks.lengths, chunks.returns)
+            return _played(chunks.steps(chunks.rows.obs.obs), chunks)
         else:
             found = collect_episodes(envs, policy, num_episodes=num_episodes, seed=start, latent=span_of(part))
-    return Played(found.transitions.obs, found.lengths, found.returns)
+    return _played(found.transitions.obs, found)
 
 
 def play_groups(
@@ -106,7 +109,11 @@ def play_groups(
             seed=stream_seed(seed, "contexts"),
             latent=span_of(part),
         )
-    return Played(found.transitions.obs, found.lengths, found.returns)
+    return _played(found.transitions.obs, found)
+
+
+def _played(obs: Tensor, found: Episodes | Chunks) -> Played:
+    return Played(obs.cpu(), found.lengths.cpu(), found.returns.cpu())
 
 
 def span_of(part: PolicyPart) -> str:
@@ -149,7 +156,7 @@ class _Replaced:
         if self.source == "prior-mean":
             return _center(fn).expand(shape + fn.event_shape)
         if name == next(iter(self.bank)) or self.index.shape != shape:
-            self.index = torch.randint(len(self.bank[name]), shape)
+            self.index = torch.randint(len(self.bank[name]), shape, device=self.bank[name].device)
         return self.bank[name][self.index]
 
 

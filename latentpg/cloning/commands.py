@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
+import torch
 import tyro
 from rich.console import Console
 from torch import nn
@@ -25,11 +26,15 @@ from latentpg.cloning.preparing import Prepared, prepared
 from latentpg.cloning.seeds import run_seeds, summarize
 from latentpg.cloning.telling import lines_of, outcome_lines, outcome_of, result_of
 from latentpg.errors import OptionError
+from latentpg.numerics.devices import DEVICES, checked_device
 from latentpg.runs import write_json
+from latentpg.studies.execute import check_workers
+from latentpg.studies.workers import Backend
 from latentpg.training.cloned import is_cloning, read_cloned
-from latentpg.training.commands import evaluate_command, resume_command
+from latentpg.training.commands import evaluate_command, resume_command, take_option
 from latentpg.training.folders import refused_change, seed_folder
 from latentpg.training.options import check_flags
+from latentpg.training.place import check_not_launched
 from latentpg.training.progress import progress
 from latentpg.training.saving import CHECKPOINTS, load
 from latentpg.training.signals import EXIT_OF_SIGNAL, stopping
@@ -38,13 +43,15 @@ from latentpg.training.signals import EXIT_OF_SIGNAL, stopping
 def imitate_command(words: Sequence[str]) -> int:
     """Learn from demonstrations, and return the exit status: 0, 130 after Ctrl-C or 143 after SIGTERM."""
     asked = parse_imitate(words)
-    config = asked.config
+    check_not_launched("latentpg imitate")
+    check_workers(asked.num_workers, asked.backend)
+    config, device = asked.config, checked_device(asked.device)
     if asked.seeds is not None:
-        with prepared(config):  # a mistake shows here, and leaves nothing behind
+        with prepared(config, device=device):  # a mistake shows here, and leaves nothing behind
             pass
         folder = begin_run(config, out=asked.out, seeds=asked.seeds)
-        return _run_seeds(config, asked.seeds, folder)
-    with stopping(say=_say) as stop, prepared(config) as built:
+        return _run_seeds(config, asked.seeds, folder, device, asked.num_workers, asked.backend)
+    with stopping(say=_say) as stop, prepared(config, device=device) as built:
         folder = begin_run(config, out=asked.out, built=built)
         total = built.config.fit.num_epochs * built.rows.size
         with progress(total, console=_errors(), unit="rows") as show:
@@ -64,16 +71,22 @@ def resume_run(words: Sequence[str]) -> int:
 
 def resume_cloning(words: Sequence[str]) -> int:
     """Go on with a run from its newest whole checkpoint, with the options it has."""
+    check_not_launched("latentpg resume of a cloning run")
     path, rest = Path(words[0]), list(words[1:])
+    name, rest = take_option(rest, "--device", str)
+    workers, rest = take_option(rest, "--num-workers", int)
+    backend, rest = take_option(rest, "--backend", str)
+    device, num_workers = checked_device(name or "cpu"), 1 if workers is None else workers
+    check_workers(num_workers, backend or "process")
     run = open_run(path, trusted="--trust-env" in rest)
     rest = [word for word in rest if word != "--trust-env"]
     if rest and (differs := changed_options(rest, run.config)):
         raise refused_change(differs)
     if run.seeds is not None:
-        return _run_seeds(run.config, run.seeds, run.path)
+        return _run_seeds(run.config, run.seeds, run.path, device, num_workers, cast(Backend, backend or "process"))
     saved = load(run.path, "last", say=_say)
     check_same(run.config, saved)
-    with stopping(say=_say) as stop, prepared(run.config) as built:
+    with stopping(say=_say) as stop, prepared(run.config, device=device) as built:
         total = built.config.fit.num_epochs * built.rows.size
         with progress(total, console=_errors(), done=saved.step * built.rows.size, unit="rows") as show:
             outcome = clone(built, run.path, saved=saved, show=show, stop=stop)
@@ -98,10 +111,12 @@ class EvaluateCloned:
     seed: Annotated[int, tyro.conf.arg(help="Of this evaluation.")] = 1
     likelihood: Annotated[bool, tyro.conf.arg(help="Measure likelihood and latent too, not roll-outs alone.")] = True
     trust_env: Annotated[bool, tyro.conf.arg(help="Let an environment id module:Env import that module.")] = False
+    device: Annotated[Literal[DEVICES], tyro.conf.arg(help="Where policy and rows are; environments stay.")] = "cpu"  # type: ignore[valid-type]
 
 
 def evaluate_cloned(words: Sequence[str]) -> int:
     """Evaluate a cloned policy, print what was found and keep it in the run's folder."""
+    check_not_launched("latentpg evaluate")
     path, rest = Path(words[0]), words[1:]
     check_flags("latentpg evaluate", rest, [each.name for each in fields(EvaluateCloned)], owner=lambda name: None)
     options = tyro.cli(EvaluateCloned, args=list(rest), prog="latentpg evaluate RUN")
@@ -134,7 +149,7 @@ def _evaluate(config: CloningConfig, folder: Path, options: EvaluateCloned) -> N
     if config.selection.env is not None:
         config = config.but(acting=acting, rollouts=number)
     which = None if options.checkpoint == "kept" else options.checkpoint
-    with prepared(config) as built:
+    with prepared(config, device=checked_device(options.device)) as built:
         assert isinstance(built.policy, nn.Module)
         built.policy.load_state_dict(dict(read_cloned(folder, which=which).tensors))
         if options.likelihood:
@@ -153,8 +168,24 @@ def _evaluate(config: CloningConfig, folder: Path, options: EvaluateCloned) -> N
     print(f"written to {file}")
 
 
-def _run_seeds(config: CloningConfig, seeds: Sequence[int], folder: Path) -> int:
-    stopped = run_seeds(config, seeds, folder, console=_errors(), say=_say)
+def _run_seeds(
+    config: CloningConfig,
+    seeds: Sequence[int],
+    folder: Path,
+    device: torch.device,
+    num_workers: int,
+    backend: Backend,
+) -> int:
+    stopped = run_seeds(
+        config,
+        seeds,
+        folder,
+        num_workers=num_workers,
+        backend=backend,
+        device=device,
+        console=_errors(),
+        say=_say,
+    )
     if stopped is not None:
         print(f"stopped; to go on: {shlex.join(['latentpg', 'resume', str(folder)])}")
         return EXIT_OF_SIGNAL + stopped
@@ -173,6 +204,8 @@ def _finish(built: Prepared, folder: Path, outcome: Cloned) -> int:
         f"{outcome.seconds:.0f} s; best on the validation part: {outcome.best:.3f} nats a row at epoch "
         f"{outcome.best_epoch}"
     )
+    if outcome.inexact:
+        print(f"exact_resume: false, because {outcome.inexact}")
     if outcome.measured is not None:
         print("\n".join(lines_of(outcome.measured)))
     for file in outcome.files:

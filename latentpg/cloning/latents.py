@@ -44,23 +44,23 @@ def latents_by_mode(built: Prepared) -> Axes | Codes | None:
     policy, rows = built.policy, built.rows
     if not policy.guide_parameters():
         return None
-    rows = rows.take(torch.arange(rows.size)[:: -(-rows.size // MOST_POINTS)])
+    rows = rows.take(slice(None, None, -(-rows.size // MOST_POINTS)))
     with seeded(stream_seed(built.config.run.seed, "drawn latents")), torch.no_grad():
         with row_blocks(max(1, 2**18 // rows.longest)):
             drawn = draw_guide(policy, rows.obs, rows.action, num_particles=1)
-    mode = episode_modes(built)[rows.episode]
+    mode = episode_modes(built)[rows.episode.cpu()]
     means = [
         fn.mean.expand(drawn.latents[name].shape).reshape(rows.size, -1)
         for name, fn in drawn.distributions.items()
         if gaussian_parameters(fn) is not None
     ]
     if means:
-        points, share = principal_axes(torch.cat(means, 1).double())
+        points, share = principal_axes(torch.cat(means, 1).double().cpu())
         return Axes(points.numpy(), share, mode)
     for fn in drawn.distributions.values():
         if fn.has_enumerate_support:
             values = fn.enumerate_support(expand=False)
-            chance = fn.log_prob(values).exp().reshape(len(values), rows.size).T.double()
+            chance = fn.log_prob(values).exp().reshape(len(values), rows.size).T.double().cpu()
             present = mode.clamp(min=0)
             table = torch.zeros(int(present.max()) + 1, len(values), dtype=torch.float64)
             table.index_add_(0, present, chance)

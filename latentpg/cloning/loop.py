@@ -19,9 +19,10 @@ from latentpg.cloning.preparing import Prepared
 from latentpg.cloning.report import write_report
 from latentpg.cloning.telling import result_of
 from latentpg.errors import LatentPGError, OptionError
-from latentpg.runs import Checkpoint, write_json
+from latentpg.runs import Checkpoint, at_work_in, write_json
 from latentpg.training.facts import check_facts, held_to_its_learner, is_seconds
 from latentpg.training.log import STEPS, MetricsLog
+from latentpg.training.place import exactness, moved_between
 from latentpg.training.progress import Show, unseen
 from latentpg.training.saving import save, save_fault, unwritten
 from latentpg.training.signals import Stop, never
@@ -29,7 +30,10 @@ from latentpg.training.signals import Stop, never
 
 @dataclass(frozen=True)
 class Cloned:
-    """How a run ended: epochs, seconds, the best measurement, what was measured (None if stopped), and files."""
+    """How a run ended: epochs, seconds, the best measurement, what was measured (None if stopped), and files.
+
+    ``inexact`` says why a run that went on is not the same as one that never stopped; it is empty where it is.
+    """
 
     epochs: int
     seconds: float
@@ -39,6 +43,7 @@ class Cloned:
     signal: int | None
     measured: Measured | None
     files: tuple[Path, ...]
+    inexact: str = ""
 
 
 class _StoppedMeasuring(Exception):
@@ -52,12 +57,13 @@ def clone(
 
     With ``saved`` the run goes on from there. A loss or gradient that is not finite ends the run with that error:
     parameters are then as they were before the step that failed, and ``fault.json`` and ``fault/`` say how things
-    stood.
+    stood. A folder in which another process is at work is refused.
     """
     run = _Run(built, folder, show)
     try:
-        run.begin(saved)
-        return run.go_on(stop)
+        with at_work_in(folder):
+            run.begin(saved)
+            return run.go_on(stop)
     except OSError as error:
         raise unwritten(folder, error) from error
 
@@ -71,6 +77,7 @@ class _Run:
     show: Show
     seconds: float = 0.0
     saved_at: int = -1
+    inexact: str = ""
     log: MetricsLog = field(init=False)
 
     @property
@@ -94,6 +101,9 @@ class _Run:
         with held_to_its_learner():
             self.built.cloner.restore(saved.state)
         self.seconds, self.saved_at = float(saved.facts["seconds"]), self.epoch
+        self.inexact = saved.facts.get("inexact", "")
+        reason = moved_between(saved.facts.get("device", "cpu"), self.built.device.type)
+        self.inexact += f"at epoch {self.epoch}: {reason}\n" if reason else ""
         self.log = MetricsLog(self.folder, steps=self.built.cloner.num_timesteps)
 
     def go_on(self, stop: Stop) -> Cloned:
@@ -153,6 +163,7 @@ class _Run:
             stop(),
             measured,
             files,
+            self.inexact.strip(),
         )
 
     def measure(self, stop: Stop) -> Measured:
@@ -169,7 +180,19 @@ class _Run:
     def facts(self) -> dict[str, Any]:
         """Return what is kept beside the tensors."""
         known = self.built.config.known()
-        return {"config": known, "data": self.built.digest, "seconds": self.seconds, "epochs": self.epoch}
+        return {
+            "config": known,
+            "data": self.built.digest,
+            "seconds": self.seconds,
+            "epochs": self.epoch,
+            "inexact": self.inexact,
+            **self.whereabouts(),
+        }
+
+    def whereabouts(self) -> Mapping[str, Any]:
+        """Say on which device the run is, if it is not the processor."""
+        device = self.built.device.type
+        return {} if device == "cpu" else {"device": device}
 
     def how_it_went(self) -> Mapping[str, Any]:
         """Return the numbers of the fit itself."""
@@ -180,6 +203,8 @@ class _Run:
             "stopped_early": cloner.stopped_early,
             "best": {"valid/log_prob": cloner.best, "epoch": cloner.best_epoch},
             "kept": self.built.config.run.keep,
+            **self.whereabouts(),
+            **exactness(self.inexact),
         }
 
     def note(self, fault: LatentPGError) -> None:

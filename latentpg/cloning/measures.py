@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from latentpg.cloning.outcomes import Outcome, act_out
@@ -170,7 +169,7 @@ def measure_collapse(built: Prepared, test: FitRows) -> Collapse | None:
     policy = built.policy
     if not policy.guide_parameters():
         return None
-    rows = test.take(torch.arange(test.size)[:: -(-test.size // MOST_ROWS)])
+    rows = test.take(slice(None, None, -(-test.size // MOST_ROWS)))
     found: dict[str, Any] = {}
     why: list[str] = []
     parts: dict[str, Callable[[], object]] = {
@@ -196,7 +195,7 @@ def scale_of(built: Prepared) -> Scale | None:
     width = action_scale_of(built.spaces[1])
     if head is None or width is None:
         return None
-    sigma = head.log_scale.detach().double().exp()
+    sigma = head.log_scale.detach().cpu().double().exp()
     objective, effective = built.config.objective, None
     if isinstance(objective, VariationalBound) and objective.beta > 0:
         effective = effective_scale(float(sigma.log().mean().exp()), beta=float(objective.beta))
@@ -214,6 +213,7 @@ def log_jacobian_of(built: Prepared) -> float:
 def measured_episodes(rows: FitRows, number: int) -> int:
     """Return how many episodes, of ``number`` asked for, are measured on.
 
+    >>> import torch
     >>> from latentpg.imitation import point_rows
     >>> measured_episodes(point_rows(torch.zeros(10, 1)), 6)
     6

@@ -21,6 +21,8 @@ from latentpg.cloning.config import (
     tuned_options,
 )
 from latentpg.cloning.parts import SELECTORS, owner_of
+from latentpg.numerics.devices import DEVICES
+from latentpg.studies.workers import BACKENDS, Backend
 from latentpg.training.config import check_trust, read_options
 from latentpg.training.options import check_flags, choices_in, option_field, seeds_of, spell, spell_seeds
 from latentpg.training.parts import options_of
@@ -30,7 +32,10 @@ _CHOOSE = (*SELECTS[:3], "latent_kind", *SELECTS[3:])  # what other options hang
 _OF_COMMAND: tuple[tuple[str, Any, Any, str], ...] = (
     ("config", Path | None, None, "TOML file of options, below the flags and above those that ship."),
     ("tuned", bool, True, "Start from the options that ship for this environment, where there are any."),
-    ("seeds", str | None, None, "Several runs, as 0:3 (three of them) or 3,5,8, one after the other."),
+    ("seeds", str | None, None, "Several runs, as 0:3 (three of them) or 3,5,8, and a table of them."),
+    ("num_workers", int, 1, "Processes in which runs of several seeds go on."),
+    ("backend", Literal[BACKENDS], "process", "Where those are: processes of this machine, or a Ray cluster's."),
+    ("device", Literal[DEVICES], "cpu", "Where policy and rows are; environments stay on the processor."),
     ("out", Path | None, None, "Folder to write to, new or empty; without it runs/NAME-DATE-TIME."),
     ("trust_env", bool, False, "Let an environment id of the form module:Env import that module."),
 )
@@ -67,6 +72,9 @@ class ImitateCommand:
     seeds: tuple[int, ...] | None
     out: Path | None
     trusted: bool
+    device: str
+    num_workers: int = 1
+    backend: Backend = "process"
 
 
 def parse_imitate(words: Sequence[str]) -> ImitateCommand:
@@ -93,7 +101,9 @@ def parse_imitate(words: Sequence[str]) -> ImitateCommand:
         check_trust(config.selection.env, trusted=options.trust_env)
     resolved = resolve({name: getattr(options, name) for name in config.flat()} | chosen)
     seeds = None if options.seeds is None else seeds_of(options.seeds)
-    return ImitateCommand(resolved, seeds, options.out, options.trust_env)
+    return ImitateCommand(
+        resolved, seeds, options.out, options.trust_env, options.device, options.num_workers, options.backend
+    )
 
 
 def command_of(config: CloningConfig, seeds: Sequence[int] | None = None) -> str:

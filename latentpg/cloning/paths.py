@@ -75,7 +75,7 @@ def actions_of(built: Prepared) -> tuple[NDArray[np.float64], NDArray[np.float64
 
 
 def _flat(action: Tensor) -> NDArray[np.float64]:
-    return action.reshape(len(action), -1).double().numpy()
+    return action.reshape(len(action), -1).double().cpu().numpy()
 
 
 def _cut(

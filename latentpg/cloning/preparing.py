@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
+from torch import nn
 
 from latentpg.cloning.acting import check_acting
 from latentpg.cloning.config import CloningConfig
@@ -31,6 +33,7 @@ from latentpg.data import (
 )
 from latentpg.errors import OptionError
 from latentpg.imitation import Cloner, FitRows, PerDatum, executed_rows, span_rows, step_rows
+from latentpg.numerics.devices import CPU
 from latentpg.numerics.rng import seeded, stream_seed
 from latentpg.programs import LatentPolicy
 from latentpg.rollout import close_envs, make_envs
@@ -46,7 +49,8 @@ class Prepared:
     """The configuration as the data completed it, the data and their parts, the rows, the policy and its learner.
 
     ``validation`` and ``test`` are rows to be measured on: of chunks the executed steps alone. ``split`` is in policy
-    coordinates. ``envs`` is None where there is no environment to act in.
+    coordinates. ``envs`` is None where there is no environment to act in. Rows and policy are on ``device``, what was
+    demonstrated and the environments on the processor.
     """
 
     config: CloningConfig
@@ -59,6 +63,7 @@ class Prepared:
     policy: LatentPolicy
     cloner: Cloner
     envs: VectorEnv[Any, Any, Any] | None
+    device: torch.device = CPU
 
     @property
     def digest(self) -> str:
@@ -71,7 +76,7 @@ class Prepared:
 
 
 @contextmanager
-def prepared(config: CloningConfig) -> Iterator[Prepared]:
+def prepared(config: CloningConfig, *, device: torch.device = CPU) -> Iterator[Prepared]:
     """Build what a run needs, compute on one thread inside the scope, and close the environments at its end.
 
     Whatever is wrong with data and configuration shows here, before anything is written.
@@ -79,7 +84,7 @@ def prepared(config: CloningConfig) -> Iterator[Prepared]:
     with one_thread():
         envs = open_envs(config)
         try:
-            yield prepare(config, envs)
+            yield prepare(config, envs, device=device)
         finally:
             if envs is not None:
                 close_envs(envs)
@@ -94,8 +99,11 @@ def open_envs(config: CloningConfig) -> VectorEnv[Any, Any, Any] | None:
     return make_envs(env, config.run.num_envs, vectorization_mode=mode)
 
 
-def prepare(config: CloningConfig, envs: VectorEnv[Any, Any, Any] | None) -> Prepared:
-    """Read, hold against the spaces, split, cut into rows, and build; initial parameters hang on the seed alone."""
+def prepare(config: CloningConfig, envs: VectorEnv[Any, Any, Any] | None, *, device: torch.device = CPU) -> Prepared:
+    """Read, hold against the spaces, split, cut into rows, and build; initial parameters hang on the seed alone.
+
+    Everything is built on the processor, so that they are the same on every device, and then moved.
+    """
     run = config.run
     check_acting(config.policy, run.acting)
     data = config.selection.data
@@ -121,6 +129,10 @@ def prepare(config: CloningConfig, envs: VectorEnv[Any, Any, Any] | None) -> Pre
     _try_objective(config, policy, rows)
     with seeded(stream_seed(run.seed, "densities of rows")):
         per_datum = PerDatum(policy, rows) if run.per_datum else None
+    rows, validation, test = (each.to(device) for each in (rows, validation, test))
+    for module in (policy, per_datum):
+        if isinstance(module, nn.Module):
+            module.to(device)
     cloner = Cloner(
         policy,
         rows,
@@ -130,7 +142,7 @@ def prepare(config: CloningConfig, envs: VectorEnv[Any, Any, Any] | None) -> Pre
         validation=validation,
         per_datum=per_datum,
     )
-    return Prepared(config, where, split, normalization, rows, validation, test, policy, cloner, envs)
+    return Prepared(config, where, split, normalization, rows, validation, test, policy, cloner, envs, device)
 
 
 def completed(config: CloningConfig, split: Split) -> CloningConfig:

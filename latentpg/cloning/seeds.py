@@ -1,25 +1,30 @@
-"""Runs that differ in their seed alone, one after the other, and what they came to side by side."""
+"""Runs that differ in their seed alone, one after the other or in processes, and what they came to side by side."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
-from latentpg.cloning.config import CloningConfig
+from latentpg.cloning.config import CloningConfig, resolve
 from latentpg.cloning.folders import begin_run, check_same, has_finished
 from latentpg.cloning.loop import Cloned, clone
 from latentpg.cloning.preparing import prepared
-from latentpg.errors import LatentPGError, StudyError
+from latentpg.numerics.devices import CPU
 from latentpg.runs import write_csv
+from latentpg.studies.workers import Backend
 from latentpg.training.folders import seed_folder
-from latentpg.training.progress import progress
+from latentpg.training.progress import Show, progress, unseen
 from latentpg.training.saving import CHECKPOINTS, load
-from latentpg.training.signals import Stop, never, stopping
+from latentpg.training.signals import Stop, never
+from latentpg.training.sweeps import Ended, run_sweep
 
 SUMMARIZED: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("nats_a_dimension", ("likelihood", "a_dimension", "value")),
@@ -34,10 +39,16 @@ SUMMARIZED: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def run_seed(
-    config: CloningConfig, folder: Path, *, console: Console, say: Callable[[str], None], stop: Stop = never
+    config: CloningConfig,
+    folder: Path,
+    *,
+    device: torch.device = CPU,
+    console: Console | None,
+    say: Callable[[str], None],
+    stop: Stop = never,
 ) -> Cloned:
-    """Begin a run of one seed in a folder, or go on with what is there."""
-    with prepared(config) as built:
+    """Begin a run of one seed in a folder, or go on with what is there; no ``console`` shows no progress."""
+    with prepared(config, device=device) as built:
         saved = None
         if (folder / CHECKPOINTS).is_dir():
             saved = load(folder, "last", say=say)
@@ -45,40 +56,53 @@ def run_seed(
         elif not (folder / "config.toml").is_file():
             begin_run(config, out=folder, built=built)
         total, done = built.config.fit.num_epochs * built.rows.size, 0 if saved is None else saved.step
-        with progress(total, console=console, done=done * built.rows.size, unit="rows") as show:
+        shown: AbstractContextManager[Show] = nullcontext(unseen)
+        if console is not None:
+            shown = progress(total, console=console, done=done * built.rows.size, unit="rows")
+        with shown as show:
             return clone(built, folder, saved=saved, show=show, stop=stop)
 
 
 def run_seeds(
-    config: CloningConfig, seeds: Sequence[int], folder: Path, *, console: Console, say: Callable[[str], None]
+    config: CloningConfig,
+    seeds: Sequence[int],
+    folder: Path,
+    *,
+    num_workers: int = 1,
+    backend: Backend = "process",
+    device: torch.device = CPU,
+    console: Console,
+    say: Callable[[str], None],
 ) -> int | None:
     """Run every seed that has not finished; return the signal that stopped them, or None.
 
     A run that fails leaves the others alone; that it did is a :class:`~latentpg.errors.StudyError` at the end.
     """
-    failed: dict[int, str] = {}
-    with stopping(say=say) as stop:
-        for seed in seeds:
-            place = seed_folder(folder, seed)
-            if has_finished(place):
-                continue
-            say(f"seed {seed}")
-            try:
-                outcome = run_seed(config.but(seed=seed), place, console=console, say=say, stop=stop)
-            except LatentPGError as error:
-                failed[seed] = str(error)
-                continue
-            if outcome.signal is not None:
-                return outcome.signal
-    if failed:
-        named = ", ".join(map(str, failed))
-        raise StudyError(
-            "latentpg imitate",
-            f"the run of seed {named} failed" if len(failed) == 1 else f"the runs of seeds {named} failed",
-            got="\n".join(failed.values()),
-            fix=f"latentpg resume {folder}",
-        )
-    return None
+    missing = [seed for seed in seeds if not has_finished(seed_folder(folder, seed))]
+    return run_sweep(
+        _SeedRun(config.known(), folder.absolute(), device),
+        missing,
+        folder,
+        where="latentpg imitate",
+        num_workers=num_workers,
+        backend=backend,
+        console=console,
+        say=say,
+    )
+
+
+@dataclass(frozen=True)
+class _SeedRun:
+    """Clones by one seed in a folder of its own, and tells its best measurement."""
+
+    values: Mapping[str, Any]
+    folder: Path
+    device: torch.device
+
+    def __call__(self, seed: int, *, console: Console | None, say: Callable[[str], None], stop: Stop) -> Ended:
+        config, place = resolve({**self.values, "seed": seed}), seed_folder(self.folder, seed)
+        outcome = run_seed(config, place, device=self.device, console=console, say=say, stop=stop)
+        return Ended(f"{outcome.best:.3f} nats a row at best on the validation part", outcome.signal)
 
 
 def summarize(seeds: Sequence[int], folder: Path) -> list[str]:

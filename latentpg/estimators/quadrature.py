@@ -17,7 +17,6 @@ from torch.distributions import Distribution
 from latentpg.errors import EstimatorError, QuadratureError, SiteError
 from latentpg.estimators.base import Estimate, Particles, check_num_particles
 from latentpg.estimators.importance import importance_estimate
-from latentpg.numerics.devices import device_of
 from latentpg.numerics.quadrature import hermite_grid
 from latentpg.programs import (
     DiagNormal,
@@ -92,7 +91,7 @@ class Quadrature:
                     got=str(dimensions),
                     fix="a sampling estimator: ConditionalIS, or PosteriorIS with many particles",
                 )
-            here = device_of(policy)
+            here = action.device
             nodes, log_weight = (part.to(here) for part in hermite_grid(self.num_nodes, dimensions))
             sizes = [size for kind, size in sites.values() if kind == "discrete"]
             axes = [torch.arange(size, device=here) for size in (len(log_weight), *sizes)]
@@ -127,7 +126,7 @@ class _Grid:
         return (fn.mean + fn.variance.sqrt() * x).expand(shape)
 
     def log_density(self, by_site: Mapping[str, Tensor]) -> Tensor:
-        total = torch.zeros((), dtype=self.nodes.dtype)
+        total = self.nodes.new_zeros(())
         for name in self.gaussian_sites:
             total = total + by_site[name]
         return total

@@ -242,7 +242,8 @@ def from_bank(bank: Latents) -> LatentSource:
 
     def source(policy: LatentPolicy, obs: Observations) -> Latents:
         size = len(next(iter(bank.values())))
-        index = torch.randint(size, (num_rows(obs),))
+        here = next(iter(bank.values())).device
+        index = torch.randint(size, (num_rows(obs),), device=here)
         return {name: value[index] for name, value in bank.items()}
 
     return source

@@ -90,7 +90,9 @@ class Ascent:
         """Go on where :meth:`state` was taken; the parameters are restored by whoever has them."""
         self.rate = float(state["rate"])
         known = all(f"square.{name}" in state for name in self.names)
-        self._square = [state[f"square.{name}"].clone() for name in self.names] if known else None
+        pairs = zip(self.names, self.parameters, strict=True)
+        squares = [state[f"square.{name}"].to(each.device, copy=True) for name, each in pairs] if known else None
+        self._square = squares
 
     def _direction(self, gradient: Sequence[Tensor]) -> tuple[list[Tensor], float]:
         square = [g.square() for g in gradient]

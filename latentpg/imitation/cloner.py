@@ -8,7 +8,7 @@ and what is held out is always measured on the same draws, so that a fit that wa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from jaxtyping import Int
@@ -166,15 +166,16 @@ class Cloner:
             self.per_datum.load_state_dict(under("per_datum", state))
         if self.ascent is not None:
             self.ascent.restore(under("ascent", state))
-        self.chain = {name: value.clone() for name, value in under("chain", state).items()}
-        self.best_policy = {name: value.clone() for name, value in under("best_policy", state).items()}
+        here = self.rows.device  # checkpoints are on the processor
+        self.chain = {name: value.to(here, copy=True) for name, value in under("chain", state).items()}
+        self.best_policy = {name: value.to(here, copy=True) for name, value in under("best_policy", state).items()}
         self.best, self.best_epoch = float(state["best"]), int(state["best_epoch"])
         self.since_best = int(state["since_best"])
         self.num_timesteps, self.num_updates = int(state["num_timesteps"]), int(state["num_updates"])
 
     def _fit(self, progress: float | None) -> dict[str, float]:
         means, share = Means(), 0.0
-        parts = list(minibatches(torch.arange(self.rows.size), self.options.batch_size))
+        parts = list(self._minibatches())
         for place, part in enumerate(parts):
             own = (self.num_updates + place / len(parts)) / self.options.num_epochs
             share = min(1.0, own) if progress is None else progress
@@ -182,13 +183,16 @@ class Cloner:
             means.add(self._step(part, share))
         return {**means.values(), "train/learning_rate": self._rates[0] * self.options.rate(share)}
 
+    def _minibatches(self) -> Iterator[Int[Tensor, " M"]]:
+        return minibatches(torch.arange(self.rows.size, device=self.rows.device), self.options.batch_size)
+
     def _fit_by_em(self, options: ExpectationMaximization) -> dict[str, float]:
         taken = em_step(self.policy, self.rows, options=options, ascent=self.ascent)
         metrics = {"train/log_prob": taken.log_prob, "train/gain": taken.gain, "train/halvings": taken.num_halvings}
         means = Means()
         if self.guide.parameters:
             self._set_rates(min(1.0, self.num_updates / self.options.num_epochs))
-            for part in minibatches(torch.arange(self.rows.size), self.options.batch_size):
+            for part in self._minibatches():
                 losses = self._losses(part, 0.0)
                 if losses.guide is not None:
                     length = self.guide.step(losses.guide.mean() / self.rows.dimensions)

@@ -166,7 +166,7 @@ def _measure(
 
 def _quadrature(policy: LatentPolicy, rows: FitRows, rule: Quadrature) -> tuple[Tensor, str]:
     """Integrate every row, with nodes by the guide or else by rows' own densities; say which."""
-    index, size = torch.arange(rows.size), max(1, BLOCK // (2 * rule.num_nodes) ** 2)
+    index, size = torch.arange(rows.size, device=rows.device), max(1, BLOCK // (2 * rule.num_nodes) ** 2)
 
     def integrate(policy_of: Callable[[Tensor], LatentPolicy]) -> Tensor:
         values = []

@@ -170,7 +170,7 @@ def fit_per_datum(
     if not 0 < learning_rate < math.inf:
         raise OptionError("fit_per_datum()", "`learning_rate`", expected="a number > 0", got=repr(learning_rate))
     local = PerDatum(policy, rows)
-    view = local.at(policy, torch.arange(rows.size))
+    view = local.at(policy, torch.arange(rows.size, device=rows.device))
     pathwise = all(name in local.second for name in local.event_dims)
     objective: GuideObjective = StickingTheLanding(num_particles) if pathwise else ELBOGuide(num_particles)
     descent = Descent(dict(local.named_parameters()), learning_rate=learning_rate, epsilon=1e-8)
@@ -197,7 +197,7 @@ def amortisation_gap(
     """
     local = fit_per_datum(policy, rows, num_steps=num_steps, learning_rate=learning_rate, num_particles=num_particles)
     with torch.no_grad():
-        views = (policy, local.at(policy, torch.arange(rows.size)))
+        views = (policy, local.at(policy, torch.arange(rows.size, device=rows.device)))
         amortised, optimised = [_bound(view, rows, num_draws) for view in views]
     return AmortisationGap(
         clustered_interval(amortised, rows.episode, level=level),

@@ -64,6 +64,16 @@ class FitRows:
         """Steps that a row has room for."""
         return self.obs.obs.shape[1] if isinstance(self.obs, Span) else 1
 
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self.action.device
+
+    def to(self, device: torch.device) -> FitRows:
+        """Return the same rows on another device."""
+        obs = Span(*(part.to(device) for part in self.obs)) if isinstance(self.obs, Span) else self.obs.to(device)
+        return FitRows(obs, self.action.to(device), self.episode.to(device))
+
     def take(self, index: slice | Tensor) -> FitRows:
         """Take some rows: a minibatch."""
         return FitRows(take_rows(self.obs, index), self.action[index], self.episode[index])
@@ -114,4 +124,4 @@ def executed_rows(rows: DemonstrationRows) -> FitRows:
 
 def point_rows(points: Float[Tensor, "B D"]) -> FitRows:
     """Make points rows of nothing to observe: ``obs [B, 1]`` of zeros, each an episode of its own."""
-    return FitRows(points.new_zeros(len(points), 1), points, torch.arange(len(points)))
+    return FitRows(points.new_zeros(len(points), 1), points, torch.arange(len(points), device=points.device))

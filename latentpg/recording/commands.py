@@ -13,9 +13,11 @@ import gymnasium
 import torch
 import tyro
 from gymnasium.vector import SyncVectorEnv, VectorEnv
+from torch import nn
 
 from latentpg.data import Demonstrations, save_npz
 from latentpg.errors import OptionError
+from latentpg.numerics.devices import DEVICES, checked_device
 from latentpg.recording.experts import load_function, modes_of, shown_by_script
 from latentpg.recording.playing import Recorded, Wanted, episodes_of_function, episodes_of_policy, record
 from latentpg.recording.trained import load_expert
@@ -24,6 +26,7 @@ from latentpg.studies.workers import one_thread
 from latentpg.training.config import check_trust
 from latentpg.training.evaluate import ACTING
 from latentpg.training.options import check_flags
+from latentpg.training.place import check_not_launched
 
 SCRIPT = "scripted"
 """The name of the expert that comes with an environment."""
@@ -54,6 +57,7 @@ class RecordOptions:
     overwrite: Annotated[bool, tyro.conf.arg(help="Write over a file that is there.")] = False
     trust_env: Annotated[bool, tyro.conf.arg(help="Let an environment id module:Env import that module.")] = False
     trust_expert: Annotated[bool, tyro.conf.arg(help="Let an expert module:make import that module.")] = False
+    device: Annotated[Literal[DEVICES], tyro.conf.arg(help="Where a run's policy is; environments stay.")] = "cpu"  # type: ignore[valid-type]
 
 
 def record_command(words: Sequence[str]) -> int:
@@ -80,7 +84,7 @@ def recorded_by(options: RecordOptions) -> Recorded:
     wanted = Wanted(episodes, options.seed, options.min_return, options.max_episodes)
     source = f"{options.expert} in {options.env}, seed {options.seed}"
     folder = Path(options.expert)
-    if ":" in options.expert and not folder.exists():
+    if _is_function(options.expert):
         make = load_function(options.expert, trusted=options.trust_expert)
         with _envs(options.env, 1) as envs:
             # the vector environment is there for its checks of the id; one copy is played by itself
@@ -89,6 +93,8 @@ def recorded_by(options: RecordOptions) -> Recorded:
             return _with_modes(options.env, record(episodes_of_function(alone, make, wanted), wanted, source=source))
     with one_thread(), _envs(options.env, min(options.num_envs, episodes)) as envs:
         expert = load_expert(folder, envs, which=options.checkpoint, trusted=options.trust_env, say=_say)
+        if isinstance(expert.policy, nn.Module):
+            expert.policy.to(checked_device(options.device))
         if options.acting != "stochastic" and expert.latent != "step":
             raise OptionError(
                 "latentpg record",
@@ -105,6 +111,10 @@ def recorded_by(options: RecordOptions) -> Recorded:
             acting=ACTING[options.acting],
         )
         return _with_modes(options.env, record(played, wanted, source=source))
+
+
+def _is_function(expert: str) -> bool:
+    return ":" in expert and not Path(expert).exists()
 
 
 def _by_script(options: RecordOptions) -> Recorded:
@@ -153,6 +163,15 @@ def _check_required(words: Sequence[str]) -> None:
 def _check(options: RecordOptions) -> None:
     """Refuse what cannot be done before anything is played."""
     where, out = "latentpg record", options.out
+    check_not_launched(where)
+    if options.device != "cpu" and (options.expert == SCRIPT or _is_function(options.expert)):
+        raise OptionError(
+            where,
+            "`--device` of an expert that computes with no network of ours",
+            expected="--expert RUN, or no --device",
+            got=f"--expert {options.expert}",
+        )
+    checked_device(options.device)
     if options.episodes is not None and options.episodes_per_mode is not None:
         raise OptionError(
             where,

@@ -129,7 +129,8 @@ def episodes_of_policy(
         steps, cuts = played.transitions, played.lengths.tolist()
         # as they were carried out: scaled to the environment's bounds, and clipped to them
         action = torch.from_numpy(decode_actions(envs.single_action_space, steps.action))
-        for obs, done, reward in zip(steps.obs.split(cuts), action.split(cuts), steps.reward.split(cuts), strict=True):
+        seen, reward_of = steps.obs.cpu(), steps.reward.cpu()
+        for obs, done, reward in zip(seen.split(cuts), action.split(cuts), reward_of.split(cuts), strict=True):
             yield Played(obs.numpy(), done.numpy(), reward.numpy())
 
 

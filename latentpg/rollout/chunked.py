@@ -14,9 +14,8 @@ under different latents are never averaged: half-way between two modes lies none
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentpg.errors import OptionError, ShapeError
+from latentpg.numerics.devices import device_of
 from latentpg.programs import Acted, LatentPolicy, Latents, Span, act, conditionals, draw_prior, log_joint, take_rows
 from latentpg.programs.capture import ACTION, is_real
 from latentpg.rollout.edge import Edge, start_seeds
@@ -34,9 +34,6 @@ from latentpg.rollout.environments import LARGEST_SEED, require_our_resets
 from latentpg.rollout.episodes import Decisions, Episodes, SpanRows
 from latentpg.rollout.faults import EnvironmentFault
 from latentpg.rollout.transitions import Record, Transitions
-
-_Chooser: TypeAlias = Callable[[Tensor, NDArray[np.int64]], Acted]
-"""Chooses an action for every member, from ``obs [N, S]`` and ``age [N]``, its steps since its episode began."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +71,13 @@ class Chunks:
     @property
     def lengths(self) -> Int[Tensor, " E"]:
         """Steps of each episode."""
-        return torch.zeros(self.num_episodes, dtype=torch.int64).index_add_(0, self.episode, self.executed)
+        total = torch.zeros(self.num_episodes, dtype=torch.int64, device=self.episode.device)
+        return total.index_add_(0, self.episode, self.executed)
 
     @property
     def returns(self) -> Float[Tensor, " E"]:
         """Undiscounted sum of each episode's rewards, in float64."""
-        total = torch.zeros(self.num_episodes, dtype=torch.float64)
+        total = torch.zeros(self.num_episodes, dtype=torch.float64, device=self.episode.device)
         return total.index_add_(0, self.episode, self.reward.double().sum(1))
 
     def steps(self, values: Tensor) -> Tensor:
@@ -165,7 +163,7 @@ class _Played:
 def _play(
     where: str,
     envs: VectorEnv[Any, Any, Any],
-    choose: _Chooser,
+    choose: OpenLoop | _Ensemble,
     num_episodes: int,
     seed: int,
     max_steps: int,
@@ -184,7 +182,7 @@ def _play(
     starts, queue = start_seeds(seed, 0, num_episodes, LARGEST_SEED), iter(range(num_episodes))
     playing, age = np.full(size, -1), np.zeros(size, dtype=np.int64)
     over, seeds = np.ones(size, dtype=np.bool_), [starts[0]] * size
-    record, episode_of, obs = Record(), [], torch.empty(0)
+    record, episode_of, obs, here = Record(), [], torch.empty(0), device_of(choose.policy)
     with torch.inference_mode():
         while True:
             if over.any():
@@ -195,7 +193,7 @@ def _play(
                     break
                 obs = edge.reset(seeds, over)
                 age[over] = 0
-            acted = choose(obs, age)
+            acted = choose(obs.to(here), age)
             outcome = edge.step(acted.action)
             age += 1
             over = outcome.terminated | outcome.truncated
@@ -213,7 +211,7 @@ def _play(
             record.add(obs, acted, outcome)
             episode_of.append(playing.copy())
             obs = outcome.next_obs
-    episode = torch.from_numpy(np.concatenate(episode_of))
+    episode = torch.from_numpy(np.concatenate(episode_of)).to(here)
     recorded = (episode >= 0).nonzero().squeeze(1)
     rows = take_rows(recorded, torch.argsort(episode[recorded], stable=True))
     return _Played(record.transitions().rows(rows), episode[rows], rows)
@@ -328,7 +326,7 @@ class _Ensemble:
     past: list[tuple[Tensor, Latents]] = field(default_factory=list)
 
     def __call__(self, obs: Float[Tensor, "N S"], age: Int[NDArray[np.int64], " N"]) -> Acted:
-        ages = torch.from_numpy(age.copy())
+        ages = torch.from_numpy(age.copy()).to(obs.device)
         due = ages == 0 if self.hold is None else ages % self.hold == 0
         if bool(due.any()):
             drawn = draw_prior(self.policy, obs, num_particles=1).latents
@@ -338,13 +336,13 @@ class _Ensemble:
         self.past = [(mean, self.latents), *self.past[: horizon - 1]]  # entry i was predicted i steps ago
         weights, predictions = [], []
         for i, (predicted, latents) in enumerate(self.past):
-            usable = (ages >= i) & _same(latents, self.latents, len(obs))
+            usable = (ages >= i) & _same(latents, self.latents, ages)
             weights.append(usable.to(mean.dtype) * math.exp(self.decay * (i - horizon + 1)))
             predictions.append(predicted[:, i])
         weight = torch.stack(weights)
         weight = (weight / weight.sum(0)).reshape(*weight.shape, *[1] * (mean.ndim - 2))
         action = (weight * torch.stack(predictions)).sum(0)
-        return Acted(action, {}, torch.full((len(obs),), math.nan))
+        return Acted(action, {}, torch.full((len(obs),), math.nan, device=obs.device))
 
     def _predict(self, obs: Float[Tensor, "N S"]) -> Float[Tensor, "N H A"]:
         given = {name: value.unsqueeze(0) for name, value in self.latents.items()}
@@ -365,9 +363,9 @@ def _choose(due: Bool[Tensor, " N"], new: Tensor, old: Tensor | None) -> Tensor:
     return new if old is None else torch.where(due.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
 
-def _same(one: Latents, other: Latents, rows: int) -> Bool[Tensor, " N"]:
+def _same(one: Latents, other: Latents, ages: Int[Tensor, " N"]) -> Bool[Tensor, " N"]:
     """Tell in which rows all latents are the very same."""
-    same = torch.ones(rows, dtype=torch.bool)
+    same = torch.ones_like(ages, dtype=torch.bool)
     for name, value in one.items():
-        same &= (value == other[name]).reshape(rows, -1).all(1)
+        same &= (value == other[name]).reshape(len(ages), -1).all(1)
     return same

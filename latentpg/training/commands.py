@@ -79,12 +79,12 @@ def resume_command(words: Sequence[str]) -> int:
         return 0
     path, rest = _folder_of("latentpg resume", words)
     trusted, rest = _take_switch(rest, "--trust-env")
-    workers, rest = _take_option(rest, "--num-workers", int)
+    workers, rest = take_option(rest, "--num-workers", int)
     num_workers = 1 if workers is None else workers
-    timeout, rest = _take_option(rest, "--worker-timeout", float)
-    backend, rest = _take_option(rest, "--backend", str)
-    device, rest = _take_option(rest, "--device", str)
-    patience, rest = _take_option(rest, "--group-timeout", float)
+    timeout, rest = take_option(rest, "--worker-timeout", float)
+    backend, rest = take_option(rest, "--backend", str)
+    device, rest = take_option(rest, "--device", str)
+    patience, rest = take_option(rest, "--group-timeout", float)
     run = open_run(path, trusted=trusted)
     if rest and (differs := changed_options(rest, run.config)):
         raise refused_change(differs)
@@ -271,7 +271,7 @@ def _take_switch(words: Sequence[str], switch: str) -> tuple[bool, list[str]]:
     return switch in words, [word for word in words if word != switch]
 
 
-def _take_option(words: Sequence[str], option: str, kind: Callable[[str], _Number]) -> tuple[_Number | None, list[str]]:
+def take_option(words: Sequence[str], option: str, kind: Callable[[str], _Number]) -> tuple[_Number | None, list[str]]:
     """Take an option and its number out of the words; None if it is not there."""
     for place, word in enumerate([*words]):
         name, equals, given = word.partition("=")

@@ -122,6 +122,26 @@ def agreed_signal(place: Place, signal: int | None) -> int | None:
     return int(place.group.gather(torch.tensor([signal or 0])).max()) or None
 
 
+def moved_between(before: str, now: str) -> str:
+    """Say why a run that goes on on another device is another run; nothing where it is the same one.
+
+    >>> moved_between("cuda", "cpu")
+    'went on on cpu, where sums are taken in another order than on cuda'
+    """
+    return "" if now == before else f"went on on {now}, where sums are taken in another order than on {before}"
+
+
+def exactness(inexact: str) -> dict[str, Any]:
+    """Say whether a run is the same as one that never stopped, and if it is not, why.
+
+    >>> exactness("")
+    {'exact_resume': True}
+    """
+    if not inexact:
+        return {"exact_resume": True}
+    return {"exact_resume": False, "exact_resume_why": inexact.strip()}
+
+
 def told_by_first(place: Place, number: float | int) -> float:
     """Return the first worker's number."""
     if place.group.size == 1:

@@ -37,6 +37,17 @@ EPISODE: dict[str, Any] = {
 }
 """Options of one whose latent is an episode's, its prior matched to posteriors."""
 
+OF_OBJECTIVE: dict[str, dict[str, Any]] = {
+    "exact": {"policy": "mixture"},
+    "elbo": {**EPISODE, "anneal": "linear", "free_nats": 0.1},
+    "iwae": {"policy": "gaussian", "num_particles": 4},
+    "reweighted-wake-sleep": {"policy": "two-level", "num_particles": 4, "proposal": "mixture"},
+    "wake-sleep": {"policy": "gaussian"},
+    "score-climbing": {"policy": "chunk", "latent_kind": "codes", "num_codes": 3, "num_particles": 4},
+    "em": {"policy": "mixture", "num_components": 2, "num_gradient_steps": 2},
+}
+"""Options of a run by each objective, with whatever it remembers from one epoch to the next."""
+
 
 def small(**changes: object) -> CloningConfig:
     return resolve({**SMALL, **changes})

@@ -138,7 +138,7 @@ def test_data_without_an_environment_have_no_roll_outs(tmp_path: Path, capsys: p
 
 
 @pytest.mark.usefixtures("draw_nothing")
-def test_several_seeds_are_put_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_seeds_are_put_side_by_side_and_are_the_same_in_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "runs"
     asked = words(num_epochs=1, policy="plain", rollouts=4)
     assert imitate_command([*asked, "--seeds", "3,5", "--out", str(folder)]) == 0
@@ -153,6 +153,14 @@ def test_several_seeds_are_put_side_by_side(tmp_path: Path, capsys: pytest.Captu
     before = (folder / "seed-3" / "result.json").read_bytes()
     assert resume_run([str(folder)]) == 0
     assert (folder / "seed-3" / "result.json").read_bytes() == before
+    capsys.readouterr()
+    apart = tmp_path / "apart"
+    assert imitate_command([*asked, "--seeds", "3,5", "--num-workers", "2", "--out", str(apart)]) == 0
+    assert capsys.readouterr().err.count("nats a row at best on the validation part") == 2
+    assert (apart / "seeds.csv").read_bytes() == (folder / "seeds.csv").read_bytes()
+    with pytest.raises(OptionError, match="num_workers"):
+        imitate_command([*asked, "--seeds", "3,5", "--num-workers", "0", "--out", str(tmp_path / "none")])
+    assert not (tmp_path / "none").exists()
 
 
 def test_other_runs_go_to_training() -> None:

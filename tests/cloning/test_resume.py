@@ -19,22 +19,10 @@ from latentpg.runs import newest_checkpoint
 from latentpg.training import read_metrics
 from latentpg.training.cloned import read_cloned
 from latentpg.training.log import Row
-from tests.cloning.runs import EPISODE, file_of_steps, run, small, words
+from tests.cloning.runs import EPISODE, OF_OBJECTIVE, file_of_steps, run, small, words
 from tests.training.runs import after
 
 pytestmark = pytest.mark.production  # whole runs: minutes with every annotation checked
-
-OF_OBJECTIVE: dict[str, dict[str, Any]] = {
-    "exact": {"policy": "mixture"},
-    "elbo": {**EPISODE, "anneal": "linear", "free_nats": 0.1},
-    "iwae": {"policy": "gaussian", "num_particles": 4},
-    "reweighted-wake-sleep": {"policy": "two-level", "num_particles": 4, "proposal": "mixture"},
-    "wake-sleep": {"policy": "gaussian"},
-    "score-climbing": {"policy": "chunk", "latent_kind": "codes", "num_codes": 3, "num_particles": 4},
-    "em": {"policy": "mixture", "num_components": 2, "num_gradient_steps": 2},
-}
-"""Options of a run by each objective, with whatever it remembers from one epoch to the next."""
-
 
 @pytest.fixture(autouse=True)
 def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

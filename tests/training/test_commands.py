@@ -159,6 +159,7 @@ def test_seeds_make_runs_of_their_own_and_a_learning_curve(
         "config.toml",
         "run.json",
         "figures",
+        ".lock",
     }
     table = (folder / "figures" / "learning_curve.csv").read_text(encoding="utf-8").splitlines()
     assert table[0] == "step,value,low,high,seed-0,seed-1,seed-2,format_version" and len(table) == 5
