@@ -26,7 +26,6 @@ from gymnasium.vector import VectorEnv
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from latentpg.errors import OptionError
 from latentpg.learners.agent import Agent, prefixed, under
 from latentpg.learners.batches import Means, minibatches
 from latentpg.learners.descent import check_finite, step_together
@@ -37,6 +36,7 @@ from latentpg.learners.parallel import (
     first_of,
     metrics_over,
     moments_over,
+    share_of,
     standardized_over,
     stream_of,
     together,
@@ -121,10 +121,10 @@ class PPO:
         if options.num_episodes is None:
             first, members = first_of(agent.group, envs.num_envs)
             self.collector = StepCollector(envs, seed=stream_seed(seed, "environments"), first=first, members=members)
+            columns = envs.num_envs
         else:
             require_our_resets("PPO()", envs)
-            _check_alone(agent.group)
-        columns = options.num_episodes or envs.num_envs
+            columns = len(self._share())
         self.scaler = RewardScaler.of_size(columns, discount=options.gamma) if options.normalize_reward else None
         self.reference = frozen(agent.policy) if options.kl_coefficient else None
         self.num_timesteps = self.num_updates = 0
@@ -185,7 +185,13 @@ class PPO:
             seed=stream_seed(self.seed, f"environments {self.num_updates}"),
             latent=options.latent,
             execute=self.execute,
+            share=self._share(),
         )
+
+    def _share(self) -> range:
+        """Return which of an update's episodes this worker plays."""
+        assert self.options.num_episodes is not None
+        return share_of(self.agent.group, self.options.num_episodes, what="episodes")
 
     def _learn(self, acted: Rollout | Episodes, progress: float) -> dict[str, float]:
         agent, options = self.agent, self.agent.options
@@ -278,7 +284,7 @@ class PPO:
 
     def _evaluate_spans(self, episodes: Episodes) -> _Data:
         discounts = {"discount": self.options.gamma, "trace_decay": self.options.gae_lambda}
-        found = span_credit(episodes, self.critic, self.scaler, **discounts)
+        found = span_credit(episodes, self.critic, self.scaler, **discounts, group=self.agent.group)
         self.scaler = found.scaler
         check_finite("an advantage", found.advantage)
         index = torch.arange(len(found.value), device=found.value.device)
@@ -324,17 +330,6 @@ class PPO:
 def first_of_rows(obs: Observations) -> Float[Tensor, "B S"]:
     """Return what was seen at each row's first step, which a critic values."""
     return obs.first if isinstance(obs, Span) else obs
-
-
-def _check_alone(group: Group) -> None:
-    if group.size > 1:
-        raise OptionError(
-            "PPO()",
-            "`num_episodes`: whole episodes are played by one process",
-            expected="one process",
-            got=f"{group.size}",
-            fix="algo grpo, whose groups are shared out",
-        )
 
 
 def has_gone_far(group: Group, divergences: Sequence[tuple[float, float]], limit: float | int | None) -> bool:

@@ -17,12 +17,14 @@ was truncated bootstraps from its last observation. A latent held for an episode
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from latentpg.learners.episodic import EpisodeRows, episode_rows, sums
+from latentpg.learners.parallel import ALONE, Group, moments_over
 from latentpg.numerics._checks import fraction
 from latentpg.rollout import Episodes, RewardScaler
 
@@ -44,8 +46,12 @@ def span_credit(
     *,
     discount: float | int,
     trace_decay: float | int,
+    group: Group = ALONE,
 ) -> SpanCredit:
-    """Value the observation at which each decision was made, and what was seen behind its last step."""
+    """Value the observation at which each decision was made, and what was seen behind its last step.
+
+    The scaler sees the rewards of all workers of the ``group``.
+    """
     steps, begins = episodes.transitions, episodes.begins
     ends = torch.cat([begins[1:], begins.new_ones(1)])
     with torch.no_grad():
@@ -53,7 +59,8 @@ def span_credit(
     reward = steps.reward
     if scaler is not None:
         done = episodes.pad(steps.done, fill=True)
-        scaler = scaler.update(episodes.pad(reward), done, mask=episodes.mask)
+        seen = partial(moments_over, group)
+        scaler = scaler.update(episodes.pad(reward), done, mask=episodes.mask, joined=seen)
         reward = scaler.scale(reward)
     row = begins.cumsum(0) - 1
     age = torch.arange(len(row), device=row.device) - begins.nonzero().squeeze(1)[row]

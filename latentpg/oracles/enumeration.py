@@ -63,6 +63,10 @@ class Multisets:
     counts: Int[Tensor, "N C"]
     log_multiplicity: Float[Tensor, " N"]
 
+    def to(self, device: torch.device) -> Multisets:
+        """Return the same on another device."""
+        return Multisets(self.counts.to(device), self.log_multiplicity.to(device))
+
     def log_prob(self, log_prob: Float[Tensor, "C *B"]) -> Float[Tensor, "N *B"]:
         r"""Return :math:`\log\frac{K!}{\prod_c n_c!}\prod_c r_c^{n_c}`, the multinomial law of K iid draws from r.
 

@@ -166,7 +166,7 @@ def laws(tables: Tables, estimator: Estimator) -> Iterator[Law]:
                     got=f"{count}, of K={size} particles with {values} values each",
                     fix="fewer particles, or a source with fewer latents",
                 )
-            every = multisets(values, size)
+            every = multisets(values, size).to(tables.old.device)
             width = max(1, AT_ONCE // (count * values))
             for start in range(0, rows, width):
                 part = tables.rows(slice(start, start + width))

@@ -69,7 +69,8 @@ class RecordedRows:
 
     def build(self, seed: int) -> Problem:
         """Load the policy, read the rows, and check that they fit each other."""
-        arrays = read_archive(Path(self.path))
+        here = torch.get_default_device()  # a study's, where its cells are measured
+        arrays = {name: value.to(here) for name, value in read_archive(Path(self.path)).items()}
         with seeded(stream_seed(seed, "policy")):
             policy = load_policy(self.policy)
         obs, action, latents = _rows(self.path, arrays, parameter_dtype(policy))

@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+import torch
+from torch import nn
+
 from latentpg.errors import StudyError, did_you_mean
 from latentpg.programs import LatentPolicy
 
@@ -64,6 +67,8 @@ def load_policy(named: str) -> LatentPolicy:
             got=f"{type(value).__name__}" + (f" without {', '.join(lacking)}" if lacking else ", a class"),
             fix="latentpg.policies.from_pyro(model, guide, obs, action) makes one of two Pyro programs",
         )
+    if isinstance(value, nn.Module):
+        value.to(torch.get_default_device())  # whatever the file itself asked for
     return value
 
 

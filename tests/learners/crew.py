@@ -197,15 +197,18 @@ def stepping(learner: Callable[..., Any], options: object, agent_options: AgentO
     return make
 
 
-def playing(options: GRPOOptions | ReinforceOptions, agent_options: AgentOptions = OPTIONS) -> Case:
+def playing(options: GRPOOptions | ReinforceOptions | PPOOptions, agent_options: AgentOptions = OPTIONS) -> Case:
     def make(group: Group) -> Learner:
         envs, normalizer = make_envs("CartPole-v1", MEMBERS // group.size), ObservationNormalizer(4)
         mine = agent_of(envs, group, normalizer, agent_options, "mixture")
         _whole[id(envs)] = make_envs("CartPole-v1", MEMBERS)
         if isinstance(options, GRPOOptions):
             return GRPO(envs, mine, options=options, seed=3, normalizer=normalizer)
-        critic = nn.Sequential(normalizer, critic_for(envs)) if options.baseline == "state-value" else None
-        return Reinforce(envs, mine, critic, options=options, seed=3, normalizer=normalizer)
+        critic = nn.Sequential(normalizer, critic_for(envs))
+        if isinstance(options, PPOOptions):
+            return PPO(envs, mine, critic, options=options, seed=3, normalizer=normalizer)
+        valued = critic if options.baseline == "state-value" else None
+        return Reinforce(envs, mine, valued, options=options, seed=3, normalizer=normalizer)
 
     return make
 
@@ -219,6 +222,10 @@ def agent_of(envs: Envs, group: Group, normalizer: nn.Module, options: AgentOpti
 
 def ppo_case(agent_options: AgentOptions = OPTIONS, kind: str = "mixture", **options: Any) -> Case:  # noqa: ANN401
     return stepping(PPO, PPOOptions(**{"num_steps": 16, "num_epochs": 2, **options}), agent_options, kind)
+
+
+def ppo_of_episodes_case(**options: Any) -> Case:  # noqa: ANN401
+    return playing(PPOOptions(num_episodes=5, num_epochs=2, **options))
 
 
 def a2c_case(**options: Any) -> Case:  # noqa: ANN401
@@ -290,7 +297,8 @@ def acted_out() -> Iterator[None]:
     """Let all learners act out the whole, leave rows in their order, and draw nothing else."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "randperm", lambda number, **kwargs: torch.arange(number))
-        patch.setattr(reinforce, "collect_episodes", _whole_of(collect_episodes))
+        for module in (ppo, reinforce):
+            patch.setattr(module, "collect_episodes", _whole_of(collect_episodes))
         patch.setattr(grpo, "collect_groups", _whole_of(collect_groups))
         for module in (ppo, actor_critic, online, reinforce, grpo):
             patch.setattr(module, "seeded", nullcontext)

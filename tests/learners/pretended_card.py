@@ -40,6 +40,7 @@ def pretend() -> None:
         own.impl(name, _making(_operator(name)), "PrivateUse1")
     for name in ("logsumexp", "logaddexp", "quantile", "quantile.scalar"):
         own.impl(name, _computing(_operator(name)), "PrivateUse1")
+    own.impl("squeeze_.dim", _squeeze_, "PrivateUse1")
     deepcopy = Tensor.__deepcopy__
     Tensor.__deepcopy__ = lambda self, memo: self.detach().clone() if _is_on(self) else deepcopy(self, memo)  # type: ignore[method-assign]
     torch.inference_mode = torch.no_grad  # type: ignore[assignment, misc]  # its tensors have no versions
@@ -56,6 +57,11 @@ def _making(operator: Any) -> Callable[..., Tensor]:  # noqa: ANN401
 
 def _computing(operator: Any) -> Callable[..., Any]:  # noqa: ANN401
     return lambda *args, **kwargs: _compute(operator, *args, **kwargs)
+
+
+def _squeeze_(value: Tensor, dim: int) -> Tensor:
+    value.data = _put(_content(value).squeeze(dim))
+    return value
 
 
 def _is_on(value: object) -> bool:

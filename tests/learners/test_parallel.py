@@ -46,6 +46,7 @@ from tests.learners.crew import (
     learn_in_threads,
     online_case,
     ppo_case,
+    ppo_of_episodes_case,
     reinforce_case,
 )
 from tests.learners.small import policy_for
@@ -55,6 +56,8 @@ VARIANTS: Mapping[str, Case] = {
     "ppo, not normalised, value clip": ppo_case(normalize_advantage=False, clip_range_vf=0.2),
     "ppo, stopped by its divergence": ppo_case(target_kl=1e-5, num_epochs=4),
     "ppo, entropy in closed form": ppo_case(AgentOptions(batch_size=24, entropy_coefficient=0.1), "plain"),
+    "ppo, whole episodes": ppo_of_episodes_case(normalize_reward=True, target_kl=1e-5),
+    "ppo, held": ppo_of_episodes_case(latent="episode", normalize_advantage=False),
     "a2c, n steps": a2c_case(n_step=3, discount_gradient=True),
     "online": online_case(),
     "online, traces": online_case(actor_trace_decay=0.5, critic_trace_decay=0.5),
