@@ -83,7 +83,9 @@ class Descent:
         own = self.gradients(loss, retain_graph=retain_graph)
         whole, *gradients = mean_of(self.group, [loss, *own], rows)
         _check_loss(whole)
-        return self.move(gradients)
+        length = self.check(gradients)
+        self.descend(_each_its_own(gradients), length, in_place=True)
+        return length
 
     def gradients(self, loss: Float[Tensor, ""], *, retain_graph: bool = False) -> tuple[Tensor, ...]:
         """Return the loss's gradient, a tensor for each parameter."""
@@ -115,10 +117,15 @@ class Descent:
         if not length < math.inf:
             raise _fault([(f"the gradient of {n}", g) for n, g in zip(self.names, gradients, strict=True)])
 
-    def descend(self, gradients: Sequence[Tensor], length: float) -> None:
-        """Go one step along gradients of this norm, which were found finite."""
-        if length > self.max_grad_norm:
-            # not in place: autograd may give one tensor to two parameters, or one number stretched over many places
+    def descend(self, gradients: Sequence[Tensor], length: float, *, in_place: bool = False) -> None:
+        """Go one step along gradients of this norm, which were found finite.
+
+        ``in_place`` lets them be clipped where they are: nobody else may read them, and no two be one tensor.
+        """
+        scale = None
+        if length > self.max_grad_norm and in_place:
+            scale = self._step.new_tensor((length + 1e-6) / self.max_grad_norm)
+        elif length > self.max_grad_norm:
             gradients = torch._foreach_mul(list(gradients), self.max_grad_norm / (length + 1e-6))
         laid_out = [_laid_out_like(each, gradient) for each, gradient in zip(self.parameters, gradients, strict=True)]
         with torch.no_grad():
@@ -138,6 +145,7 @@ class Descent:
                 eps=self.epsilon,
                 amsgrad=False,
                 maximize=False,
+                grad_scale=scale,  # divides by it on the way, which is to clip without a pass of its own
             )
 
     def state(self) -> dict[str, Tensor]:
@@ -183,15 +191,22 @@ def step_together(first: Descending, second: Descending, *, rows: float | int = 
     loss, another, *gradients = mean_of(one.group, [loss, another, *own], rows)
     _check_loss(loss)
     _check_loss(another)
-    size = len(one.parameters)
+    size, gradients = len(one.parameters), _each_its_own(gradients)
     mine, others = gradients[:size], gradients[size:]
     norms = torch.stack(torch._foreach_norm(gradients)).tolist()
     lengths = math.hypot(*norms[:size]), math.hypot(*norms[size:])
     one.check_length(lengths[0], mine)
     other.check_length(lengths[1], others)
-    one.descend(mine, lengths[0])
-    other.descend(others, lengths[1])
+    one.descend(mine, lengths[0], in_place=True)
+    other.descend(others, lengths[1], in_place=True)
     return lengths
+
+
+def _each_its_own(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Let no two gradients be one tensor, which autograd may give to two parameters that are added."""
+    if len({each.data_ptr() for each in gradients}) == len(gradients):
+        return list(gradients)
+    return [each.clone() for each in gradients]
 
 
 def _laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:
@@ -214,6 +229,8 @@ def _check_loss(loss: Float[Tensor, ""]) -> None:
 
 def check_finite(what: str, values: Tensor) -> None:
     """Refuse numbers that are NaN or infinite by a :class:`LearningFault`, before anything is learnt from them."""
+    if math.isfinite(values.detach().sum().item()):  # one kernel; a sum too large for its type is looked into below
+        return
     if not bool(values.isfinite().all()):
         raise _fault([(what, values.detach())])
 

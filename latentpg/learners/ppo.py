@@ -127,6 +127,7 @@ class PPO:
             columns = len(self._share())
         self.scaler = RewardScaler.of_size(columns, discount=options.gamma) if options.normalize_reward else None
         self.reference = frozen(agent.policy) if options.kl_coefficient else None
+        self._is_shared = False  # what an encoder of both hangs on; looked up once an update
         self.num_timesteps = self.num_updates = 0
 
     def update(self, progress: float = 0.0) -> Mapping[str, float]:
@@ -196,6 +197,7 @@ class PPO:
     def _learn(self, acted: Rollout | Episodes, progress: float) -> dict[str, float]:
         agent, options = self.agent, self.agent.options
         self._anneal(progress)
+        self._is_shared = shares_parameters(self.critic, self.value)
         data = self._evaluate(acted)
         behaviour = copy.deepcopy(agent.policy) if self._measures_gap() else None
         scorer = agent.propose(data.rows, data.log_joint)
@@ -261,7 +263,7 @@ class PPO:
             critic_loss = self._value_loss(obs, data, part)
             value_norm = self.value.step(critic_loss, rows=len(part))
             return {"train/value_grad_norm": value_norm, "train/value_loss": 2 * float(critic_loss.detach())}
-        if shares_parameters(self.critic, self.value):
+        if self._is_shared:
             norm = self.agent.model.step(loss, rows=len(part))
             critic_loss = self._value_loss(obs, data, part)
             value_norm = self.value.step(critic_loss, rows=len(part))

@@ -67,6 +67,16 @@ def test_gradients_may_lie_in_memory_as_they_like(name: str, limit: float) -> No
     torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_gradients_that_were_handed_in_stay_as_they_are() -> None:
+    """They may be somebody's traces, and are clipped in a copy."""
+    first, second = pair()
+    descent = Descent({"first": first, "second": second}, learning_rate=0.1, max_grad_norm=0.1)
+    given = descent.gradients(some_loss(first, second))
+    before = [each.clone() for each in given]
+    assert descent.move(given) > 0.1
+    assert all(torch.equal(one, two) for one, two in zip(given, before, strict=True))
+
+
 BAD: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str, str]] = {
     "NaN loss with a finite gradient": (lambda a, b: a.sum() + b.sum() + torch.nan, "the loss", "nan in 1 of 1"),
     "infinite loss": (lambda a, b: (a.sum() + b.sum()) * torch.inf, "the loss", "inf in 1 of 1"),

@@ -188,9 +188,9 @@ def order_of(learner: Callable[..., PPO]) -> str:
     for name, part in (("model", agent.model), ("guide", agent.guide)):
         descend = part.descend
 
-        def noted(gradients: Any, length: float, name: str = name, descend: Any = descend) -> None:  # noqa: ANN401
+        def noted(*given: Any, name: str = name, descend: Any = descend, **named: Any) -> None:  # noqa: ANN401
             told.append(name)
-            descend(gradients, length)
+            descend(*given, **named)
 
         part.descend = noted  # type: ignore[method-assign]
     ppo.update()

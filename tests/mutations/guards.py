@@ -86,8 +86,8 @@ GUARDS: tuple[Guard, ...] = (
     Guard(
         "of two losses both are checked before either moves",
         "latentpg/learners/descent.py",
-        "    other.check_length(lengths[1], others)\n    one.descend(mine, lengths[0])\n",
-        "    one.descend(mine, lengths[0])\n    other.check_length(lengths[1], others)\n",
+        "    other.check_length(lengths[1], others)\n    one.descend(mine, lengths[0], in_place=True)\n",
+        "    one.descend(mine, lengths[0], in_place=True)\n    other.check_length(lengths[1], others)\n",
         ("tests/learners/test_descent.py",),
     ),
     Guard(
