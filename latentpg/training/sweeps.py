@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 
@@ -33,6 +33,7 @@ class Ended:
     signal: int | None
 
 
+@runtime_checkable
 class SeedRun(Protocol):
     """Begins the run of one seed, or goes on with it. It is pickled for other processes, where ``console`` is None."""
 

@@ -138,7 +138,9 @@ def test_data_without_an_environment_have_no_roll_outs(tmp_path: Path, capsys: p
 
 
 @pytest.mark.usefixtures("draw_nothing")
-def test_several_seeds_are_put_side_by_side_and_are_the_same_in_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_seeds_are_put_side_by_side_and_are_the_same_in_processes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "runs"
     asked = words(num_epochs=1, policy="plain", rollouts=4)
     assert imitate_command([*asked, "--seeds", "3,5", "--out", str(folder)]) == 0

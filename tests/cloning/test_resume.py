@@ -24,6 +24,7 @@ from tests.training.runs import after
 
 pytestmark = pytest.mark.production  # whole runs: minutes with every annotation checked
 
+
 @pytest.fixture(autouse=True)
 def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latentpg.cloning.loop.draw_figures", lambda *given: [])

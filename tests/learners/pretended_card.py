@@ -6,17 +6,22 @@ Python, and cannot be taken out of a process again: ``python -m tests.learners.p
 those that are named) on it and on the processor, and prints what is off. Random numbers come from one stream, so that
 both must nearly agree: a few draws fall on the other side of a threshold, because sums are taken in another order.
 
+:mod:`tests.cloning.pretended_card` and :mod:`tests.studies.pretended_card` do so with cloning and with studies.
+
 It says nothing of speed, of kernels, or of a card's own random streams.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +38,7 @@ _kept: list[Tensor] = []  # a storage that is freed would give its number to ano
 def pretend() -> None:
     """Let there be a card."""
     backend_registration._setup_privateuseone_for_python_backend(CARD)
+    getattr(torch, CARD).get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]  # which autocast asks for
     every, own = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     every.fallback(_compute, "PrivateUse1")
     _libraries.extend([every, own])
@@ -100,7 +106,9 @@ def _compute(operator: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
     inner = [torch.tensor(v) if _is_wrapped(operator, place, v) else v for place, v in enumerate(inner)]
     if name == "aten::_fused_adam_":  # which goes by the memory of parameters and gradients, laid out alike
         size = len(args[0])
-        inner[size : 2 * size] = [torch.empty_like(p).copy_(g) for p, g in zip(inner, inner[size : 2 * size], strict=False)]
+        inner[size : 2 * size] = [
+            torch.empty_like(p).copy_(g) for p, g in zip(inner, inner[size : 2 * size], strict=False)
+        ]
     inner_args, inner_kwargs = pytree.tree_unflatten(inner, form)
     found = operator(*inner_args, **inner_kwargs)
     for value, content in zip(given, inner, strict=True):
@@ -171,6 +179,17 @@ def learners() -> dict[str, Callable[[str], Any]]:
         ),
     }  # fmt: skip
     return found
+
+
+def on_the_pretended_card(module: str, *names: str) -> str:
+    """Run the cases of a module in a process of its own, all of which must be right; return what it says."""
+    command = [sys.executable, "-m", module, *names]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    told = subprocess.run(
+        command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, timeout=1500
+    )
+    assert told.returncode == 0, told.stdout + told.stderr[-2000:]
+    return told.stdout
 
 
 def off(name: str, make: Callable[[str], Any]) -> str | None:

@@ -1,9 +1,6 @@
 """Policies, rows, particles and statistics are where the policy is: on a card that is pretended, and on a real one."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,30 +12,23 @@ from latentpg.numerics.rng import seeded
 from latentpg.runs import newest_checkpoint
 from latentpg.training import begin_run, prepared, train
 from latentpg.training.commands import evaluate_command, resume_command, train_command
+from tests.learners.pretended_card import on_the_pretended_card
 from tests.training.runs import OF_ALGORITHM, after, no_figure, shortly, small, spelled, words
 
-ROOT = Path(__file__).parents[2]
+LEARNERS = "tests.learners.pretended_card"
 on_a_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no graphics card")
-
-
-def on_the_pretended_card(*names: str) -> str:
-    command = [sys.executable, "-m", "tests.learners.pretended_card", *names]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=550)
-    assert told.returncode == 0, told.stdout + told.stderr[-2000:]
-    return told.stdout
 
 
 @pytest.mark.production
 def test_nothing_is_made_elsewhere() -> None:
     """Torch refuses to mix a device's tensors with the processor's, so an update that ran had all in one place."""
-    assert "ok  grpo" in on_the_pretended_card("grpo")
+    assert "ok  grpo" in on_the_pretended_card(LEARNERS, "grpo")
 
 
 @pytest.mark.slow
 @pytest.mark.production
 def test_nothing_is_made_elsewhere_by_any_learner() -> None:
-    assert on_the_pretended_card().count("ok  ") == 9
+    assert on_the_pretended_card(LEARNERS).count("ok  ") == 9
 
 
 @pytest.mark.production

@@ -14,11 +14,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
-from latentpg.studies import Line, Study, make_study, run
+from latentpg.studies import Line, Source, Study, Target, make_study, run
 from latentpg.studies.recorded import RecordedRows
 from latentpg.studies.targets import GRPO, EntropyGradient, Gradient, Value
 from latentpg.studies.toys import RandomToys
@@ -82,18 +83,21 @@ def shrunk(name: str) -> Study:
     )
 
 
+def _study(source: Source, *lines: Line, **targets: Target) -> Study:
+    """Return a study of few replicates, of the gradient unless another target is given."""
+    few: dict[str, Any] = {"axes": {"num_particles": (2,)}, "num_replicates": 6, "num_timings": 4}
+    return Study("few", "Few", source, lines, targets=targets or {"gradient": Gradient()}, **few)
+
+
 def _transitions(policy: str) -> Study:
-    study = shrunk("quickstart")
     env = "Pendulum-v1" if policy == "gaussian" else "CartPole-v1"
-    lines = (Line("conditional-is", "guide"), Line("posterior-is", "prior"))
     source = PolicyTransitions(env, policy, num_rows=8, num_envs=4, hidden=4, guide_objective="elbo", guide_steps=2)
-    return replace(study, lines=lines, source=source, skip_invalid=False)
+    return _study(source, Line("conditional-is", "guide"), Line("posterior-is", "prior"))
 
 
 def _targets() -> Study:
-    targets = {"value": Value(), "grpo": GRPO(), "entropy": EntropyGradient()}
-    lines = (Line("exact"), Line("conditional-is", "prior"))
-    return replace(shrunk("span"), source=RandomToys(num_rows=8), targets=targets, lines=lines, axes={"num_particles": (2,)})
+    lines = Line("exact"), Line("conditional-is", "prior")
+    return _study(RandomToys(num_rows=8), *lines, value=Value(), grpo=GRPO(), entropy=EntropyGradient())
 
 
 def _recorded() -> str | None:
@@ -102,10 +106,8 @@ def _recorded() -> str | None:
         file.write_text(POLICY, encoding="utf-8")
         index = np.arange(6)
         np.savez(rows, obs=index % 4, action=index % 2, z=index % 3)
-        source = RecordedRows(str(rows), f"{file}:make")
-        lines = (Line("exact"), Line("joint-score"), Line("conditional-is", "guide"))
-        study = replace(shrunk("span"), source=source, targets={"gradient": Gradient()}, lines=lines)
-        return _off(lambda: replace(study, axes={"num_particles": (2,)}))
+        lines = Line("exact"), Line("joint-score"), Line("conditional-is", "guide")
+        return _off(lambda: _study(RecordedRows(str(rows), f"{file}:make"), *lines))
 
 
 def _off(make: Callable[[], Study]) -> str | None:
@@ -140,5 +142,6 @@ def _near(mine: object, theirs: object) -> bool:
 
 
 if __name__ == "__main__":
-    run.checked_device = torch.device  # which no command would take
-    sys.exit(told_of(cases()))
+    with patch("latentpg.studies.run.checked_device", torch.device):  # no command would take this one
+        status = told_of(cases())
+    sys.exit(status)
