@@ -75,11 +75,11 @@ def watched(learner: Any) -> tuple[list[Rollout], list[list[Tensor]], list[list[
     learner.collector.collect = noted
     for part, told in zip((learner.agent.model, learner.value), moves, strict=True):
 
-        def move(gradients: Any, told: Any = told, move: Any = part.move) -> float:  # noqa: ANN401
+        def descend(gradients: Any, *rest: Any, told: Any = told, to: Any = part.descend, **named: Any) -> None:  # noqa: ANN401
             told.append([gradient.clone() for gradient in gradients])
-            return move(gradients)
+            to(gradients, *rest, **named)
 
-        part.move = move
+        part.descend = descend
     return rollouts, *moves
 
 
