@@ -55,16 +55,7 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     outcome = run(config, tmp_path / "run")
     assert (outcome.steps, outcome.updates, outcome.signal) == (160, 5, None)
     files = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").iterdir()} - {"tensorboard"}
-    kept = {
-        ".lock",
-        "config.toml",
-        "run.json",
-        "metrics.csv",
-        "metrics.jsonl",
-        "result.json",
-        "figures",
-        "checkpoints",
-    } | {".lock"}
+    kept = {".lock", "config.toml", "run.json", "metrics.csv", "metrics.jsonl", "result.json", "figures", "checkpoints"}
     assert {name.rpartition("/")[2] for name in files} == kept
     rows = read_metrics(tmp_path / "run")
     assert [row[STEPS] for row in rows] == [0, 32, 64, 96, 128, 160]
