@@ -24,6 +24,8 @@ TITLES = {
     "studies": "Studies in parallel processes",
     "avoiding": "Environment steps",
     "training": "Training beside Stable-Baselines3",
+    "parallel": "Two workers over one",
+    "checkpointing": "Checkpoints",
 }
 """A section for each file of results, in this order."""
 
