@@ -5,7 +5,8 @@ cells, those of a worker on a short run, and those of an all-reduce between two 
 are those of ``benchmarks/results/training.json``. ``python -m benchmarks.scale page`` writes the tables alone.
 
 Work is in seconds of the processor, which neighbours on the machine do not stretch as they do the clock's; an
-all-reduce is the quickest of many, for the same reason. It takes some five minutes and 600 MB under /tmp.
+all-reduce is the quickest of many, for the same reason. Iterations of two workers are by the clock, and want a machine
+that nobody else uses. It takes some five minutes and 600 MB under /tmp.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import RESULTS, ROOT, environment
+from benchmarks.workers import seconds_an_iteration
 from latentpg.numerics.rng import seeded
 from latentpg.studies import make_study
 from latentpg.studies.cellfile import Row, StoredCell, encode
@@ -46,6 +48,12 @@ CELL_ROWS: list[Row] = [
 
 
 # Measuring.
+
+
+def bytes_of(mark: str) -> int:
+    """Read the memory that this process has (VmRSS) or had at most (VmHWM), which a child does not inherit here."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        return 1024 * int(next(line.split()[1] for line in file if line.startswith(f"{mark}:")))
 
 
 def work() -> float:
@@ -88,12 +96,11 @@ def store_costs(size: int) -> dict[str, float]:
 
 
 HOLD = """
-import resource, sys
-from benchmarks.scale import CELL_ROWS
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+from benchmarks.scale import CELL_ROWS, bytes_of
+before = bytes_of("VmRSS")
 keys = [f"gradient | conditional-is, guide | num_particles={index}" for index in range(20_000)]
 held = {key: [dict(row) for row in CELL_ROWS] for key in keys}
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 20_000)
+print((bytes_of("VmRSS") - before) / 20_000)
 """
 
 SEND = """
@@ -116,7 +123,8 @@ if __name__ == "__main__":
 """
 
 TRAIN = """
-import json, resource, sys, time
+import json, sys, time
+from benchmarks.scale import bytes_of
 from latentpg.training import build, resolve
 from latentpg.runs.tensors import encode_tensors
 start = time.process_time()
@@ -130,7 +138,7 @@ print(json.dumps({
     "seconds to build": begun - start,
     "parameters": sum(p.numel() for p in moved),
     "bytes of a checkpoint": len(encode_tensors(learner.state())),
-    "bytes of memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    "bytes of memory": bytes_of("VmHWM"),
 }))
 """
 
@@ -210,6 +218,16 @@ def reduces(sizes: list[int]) -> dict[str, dict[str, float]]:
     return {size: {"quickest in s": float(least), "median in s": float(median)} for size, least, median in lines}
 
 
+def together(env: str, steps: int, batch: int, epochs: int) -> dict[str, float]:
+    """Measure an iteration by the clock: of one process, and of two workers with as many environments and rows each."""
+    found = {}
+    for workers in (1, 2):
+        options = f"--env {env} --no-tuned --num-steps {steps} --num-epochs {epochs} --eval-episodes 4"
+        seconds = seconds_an_iteration(options, num_envs=8 * workers, batch_size=batch * workers, workers=workers)
+        found[f"{workers}, clock in s an iteration"] = seconds
+    return found
+
+
 def scoring() -> float:
     """Measure the work of a cell of the shipped studies: replicate gradients of a small policy."""
     cells = importlib.import_module("benchmarks.test_studies")
@@ -232,6 +250,8 @@ def measured() -> dict[str, Any]:
             workers[name] = json.loads(told(TRAIN, name, steps, batch, epochs, environment={"OMP_NUM_THREADS": "1"}))
         except subprocess.CalledProcessError:  # MuJoCo is not installed
             print(f"{name} is left out")
+            continue
+        workers[name] |= together(name, steps, batch, epochs)
     sizes = [each["parameters"] + 3 for each in workers.values()]
     with seeded(0):
         return {
@@ -318,6 +338,7 @@ def _run(name: str, found: Mapping[str, Any], iterations: Mapping[str, Any]) -> 
     one = found["all-reduce"][str(values)]["quickest in s"]
     least = found["all-reduce"]["1"]["quickest in s"]
     waits = minibatches * (least + one)  # of the advantages' statistics, and of the gradients
+    alone, both = (worker[f"{number}, clock in s an iteration"] for number in (1, 2))
     ring = waits * (WORKERS - 1)  # a ring of W takes 2 (W - 1) steps, and one of two takes two
     traffic = 2 * (WORKERS - 1) / WORKERS * 4 * values * minibatches
 
@@ -335,11 +356,13 @@ def _run(name: str, found: Mapping[str, Any], iterations: Mapping[str, Any]) -> 
         "waiting in them an iteration: as between two, and if each of a ring's steps took as long at W = 64": (
             f"{waits * 1e3:.0f} ms, {ring * 1e3:.0f} ms"
         ),
-        "sent by each worker an iteration, W = 64": f"{traffic / 1e6:.1f} MB",
-        "**64 workers**, each with as many environments and rows: steps a second, at best and so": (
-            f"{quickly(waits)}, {quickly(ring)}"
+        "an iteration by the clock, of one process and of two workers on the two cores, with as much to do each": (
+            f"{alone * 1e3:.0f} ms, {both * 1e3:.0f} ms"
         ),
-        "core hours of 10⁸ steps, at best and so": f"{hours(waits)}, {hours(ring)}",
+        "sent by each worker an iteration, W = 64": f"{traffic / 1e6:.1f} MB",
+        "**64 workers**, each with as many environments and rows: steps a second, at best, if they lose as much as "
+        "two on this machine, and with that ring": (f"{quickly(waits)}, {quickly(both - alone)}, {quickly(ring)}"),
+        "core hours of 10⁸ steps, in the same three cases": f"{hours(waits)}, {hours(both - alone)}, {hours(ring)}",
         "memory of a worker, and of all": (
             f"{worker['bytes of memory'] / 1e6:.0f} MB, {WORKERS * worker['bytes of memory'] / 1e9:.0f} GB"
         ),

@@ -7,37 +7,25 @@ times their environments: the same minibatches are shared by two workers. Second
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from benchmarks.measure import ROOT, Row
+from benchmarks.measure import Row
+from benchmarks.workers import seconds_an_iteration
 
-OPTIONS = "--env CartPole-v1 --no-tuned --num-steps 32 --num-epochs 20 --eval-episodes 4 --estimator conditional-is"
+NUM_STEPS = 32
+OPTIONS = (
+    f"--env CartPole-v1 --no-tuned --num-steps {NUM_STEPS} --num-epochs 20 --eval-episodes 4 --estimator conditional-is"
+)
 SETTINGS = {8: 256, 32: 1024}
 """Environments, and rows of a minibatch."""
 
 
 def steps_a_second(num_envs: int, batch_size: int, workers: int) -> float:
-    """Train for 40 updates in a launch of so many workers, and return what its result says."""
-    total = 40 * 32 * num_envs
-    words = [*OPTIONS.split(), "--num-envs", str(num_envs), "--batch-size", str(batch_size)]
-    words += ["--total-timesteps", str(total), "--eval-every", str(total), "--checkpoint-every", str(total)]
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "-m", "latentpg"]
-        start = ["-m", "latentpg"] if workers == 1 else launch
-        command = [sys.executable, *start, "train", *words, "--out", str(out)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
-        subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
-        result = json.loads((out / "result.json").read_text(encoding="utf-8"))
-    return float(result["timesteps"] / result["seconds"])
+    """Train in a launch of so many workers, and return how quick it was."""
+    seconds = seconds_an_iteration(OPTIONS, num_envs=num_envs, batch_size=batch_size, workers=workers)
+    return NUM_STEPS * num_envs / seconds
 
 
 @pytest.mark.parametrize("num_envs", SETTINGS)
