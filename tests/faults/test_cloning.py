@@ -73,12 +73,12 @@ def kill_cloning(tmp_path: Path, number: int, *, epochs: int) -> int:
 
 
 def test_killed_a_few_times_it_is_the_same_fit(tmp_path: Path) -> None:
-    assert kill_cloning(tmp_path, 4, epochs=24) >= 1
+    assert kill_cloning(tmp_path, 4, epochs=120) >= 1
 
 
 @pytest.mark.slow
 def test_killed_fifty_times_at_random_it_is_the_same_fit(tmp_path: Path) -> None:
-    assert kill_cloning(tmp_path, 50, epochs=120) >= 30
+    assert kill_cloning(tmp_path, 50, epochs=300) >= 30
 
 
 def stopped(tmp_path: Path, number: int = signal.SIGTERM) -> tuple[Path, Command]:
