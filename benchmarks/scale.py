@@ -155,7 +155,8 @@ with joined() as group:
             group.sum(values)
             taken.append(time.perf_counter() - start)
         if group.rank == 0:
-            print(size, min(taken), sorted(taken)[len(taken) // 2])
+            taken.sort()
+            print(size, taken[0], taken[200], sum(taken) / 400, taken[380])
 """
 
 
@@ -215,7 +216,8 @@ def reduces(sizes: list[int]) -> dict[str, dict[str, float]]:
     script = [sys.executable, "-c", REDUCE, *map(str, sizes)]
     found = subprocess.run([*command, *script], cwd=ROOT, check=True, capture_output=True, text=True)
     lines = [line.split() for line in found.stdout.splitlines() if line]
-    return {size: {"quickest in s": float(least), "median in s": float(median)} for size, least, median in lines}
+    names = ("quickest in s", "median in s", "mean in s", "95 % in s")
+    return {size: dict(zip(names, map(float, taken), strict=True)) for size, *taken in lines}
 
 
 def together(env: str, steps: int, batch: int, epochs: int) -> dict[str, float]:
@@ -317,7 +319,7 @@ def _study(found: Mapping[str, Any]) -> str:
         "cells a second that 64 workers finish": f"{WORKERS / own:.0f}",
         "that one parent can serve by its own work, and by this disk's flushing": f"{1 / slow:.0f}, {1 / flush:.0f}",
         "workers that it keeps busy with such cells, by the one and the other": f"{own / slow:.0f}, {own / flush:.0f}",
-        "hours of 10⁶ flushes, one after the other": _hours(flush * CELLS),
+        "10⁶ flushes, one after the other": _hours(flush * CELLS),
         "files, and disk": f"10⁶ in one folder, {large['bytes on disk a cell'] * CELLS / 1e9:.1f} GB",
         "looking at all of them when resumed": _hours(large["survey, work in s a cell"] * CELLS),
         "reading all of them for the tables": _hours(large["read, work in s a cell"] * CELLS),
@@ -353,6 +355,10 @@ def _run(name: str, found: Mapping[str, Any], iterations: Mapping[str, Any]) -> 
         "parameters of policy and critic": f"{worker['parameters']:,}",
         "minibatches of an iteration": f"{minibatches}",
         "an all-reduce of one number, and of the gradients, 2 processes": f"{least * 1e6:.0f} µs, {one * 1e6:.0f} µs",
+        "of the gradients' the median, the mean, and what 95 % stay below": ", ".join(
+            f"{found['all-reduce'][str(values)][which] * 1e6:,.0f} µs"
+            for which in ("median in s", "mean in s", "95 % in s")
+        ),
         "waiting in them an iteration: as between two, and if each of a ring's steps took as long at W = 64": (
             f"{waits * 1e3:.0f} ms, {ring * 1e3:.0f} ms"
         ),
