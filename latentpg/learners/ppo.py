@@ -127,7 +127,7 @@ class PPO:
             columns = len(self._share())
         self.scaler = RewardScaler.of_size(columns, discount=options.gamma) if options.normalize_reward else None
         self.reference = frozen(agent.policy) if options.kl_coefficient else None
-        self._is_shared = False  # what an encoder of both hangs on; looked up once an update
+        self._is_shared = False  # whether the critic has parameters that the policy moves; looked up once an update
         self.num_timesteps = self.num_updates = 0
 
     def update(self, progress: float = 0.0) -> Mapping[str, float]:
